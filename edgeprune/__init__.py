@@ -1,0 +1,82 @@
+"""Make Keras models small and fast on the device they will run on, and prove it.
+
+Public names are imported when they are first used, so `import edgeprune` loads no TensorFlow.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgeprune.devices.local import benchmark
+    from edgeprune.errors import EdgepruneError, InputError, UnsupportedError, VerificationError
+    from edgeprune.export.artifact import Artifact
+    from edgeprune.export.convert import convert
+    from edgeprune.export.inspect import inspect
+    from edgeprune.export.strip import strip
+    from edgeprune.models import load_model
+    from edgeprune.pipeline import compress
+    from edgeprune.quantization.qat import quantize_aware
+    from edgeprune.recipe import Recipe
+    from edgeprune.sparsity.callbacks import MagnitudePruning, PreserveSparsity
+    from edgeprune.sparsity.patterns import NM, Block, Unstructured
+    from edgeprune.sparsity.schedules import ConstantSparsity, PolynomialDecay
+
+_HOMES = {
+    "Artifact": "export.artifact",
+    "Block": "sparsity.patterns",
+    "ConstantSparsity": "sparsity.schedules",
+    "EdgepruneError": "errors",
+    "InputError": "errors",
+    "MagnitudePruning": "sparsity.callbacks",
+    "NM": "sparsity.patterns",
+    "PolynomialDecay": "sparsity.schedules",
+    "PreserveSparsity": "sparsity.callbacks",
+    "Recipe": "recipe",
+    "Unstructured": "sparsity.patterns",
+    "UnsupportedError": "errors",
+    "VerificationError": "errors",
+    "benchmark": "devices.local",
+    "compress": "pipeline",
+    "convert": "export.convert",
+    "inspect": "export.inspect",
+    "load_model": "models",
+    "quantize_aware": "quantization.qat",
+    "strip": "export.strip",
+}
+
+__all__ = [
+    "NM",
+    "Artifact",
+    "Block",
+    "ConstantSparsity",
+    "EdgepruneError",
+    "InputError",
+    "MagnitudePruning",
+    "PolynomialDecay",
+    "PreserveSparsity",
+    "Recipe",
+    "Unstructured",
+    "UnsupportedError",
+    "VerificationError",
+    "benchmark",
+    "compress",
+    "convert",
+    "inspect",
+    "load_model",
+    "quantize_aware",
+    "strip",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeprune' has no attribute '{name}'")
+    value = getattr(import_module(f"edgeprune.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,17 @@
+"""The errors that edgeprune raises: each is one line that says what was got and what to do."""
+
+
+class EdgepruneError(Exception):
+    """Root of every error that edgeprune raises on purpose."""
+
+
+class InputError(EdgepruneError, ValueError):
+    """What the caller gave (a file, an argument, data) cannot be used as it is."""
+
+
+class UnsupportedError(EdgepruneError):
+    """The request is well-formed, but this model or this environment cannot do it."""
+
+
+class VerificationError(EdgepruneError):
+    """A converted model does not compute what the Keras model computes."""

@@ -1,0 +1,63 @@
+"""What a conversion leaves: the file, its hash, and how it was made."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a converted model compares with the Keras model that it was made from.
+
+    Attributes:
+      samples: how many inputs both ran on.
+      max_abs_error: largest absolute difference over all outputs, in output units.
+      argmax_agreement: fraction of samples with the same arg max, of classifiers only.
+      tolerance: the bound that was applied, in words and numbers.
+      passed: whether it held.
+    """
+
+    samples: int
+    max_abs_error: float
+    argmax_agreement: float | None
+    tolerance: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A .tflite file and where it came from.
+
+    Attributes:
+      path: the file.
+      sha256: of its content.
+      bytes: its size.
+      gzip_bytes: its size after gzip, level 9.
+      quantization: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``.
+      sparsity: fraction of zero weights, counted in the file.
+      verification: against the Keras model; None when it was switched off.
+      made_by: recipe, versions and hashes of what went in.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    gzip_bytes: int
+    quantization: str
+    sparsity: float
+    verification: Verification | None
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record_path(self) -> Path:
+        """The JSON that lies beside the file: ``model.tflite`` -> ``model.tflite.json``."""
+        return self.path.with_name(self.path.name + ".json")
+
+    def to_json(self) -> str:
+        """Return everything but the content as one JSON document."""
+        record = asdict(self) | {"path": self.path.name}
+        return json.dumps(record, indent=2) + "\n"
+
+    def __fspath__(self) -> str:
+        return str(self.path)

@@ -1,0 +1,56 @@
+"""Write files whole or not at all, and hash them."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeprune.errors import EdgepruneError, InputError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write to; it takes the target's name on success only.
+
+    The temporary file keeps the target's suffix, since Keras chooses its format by it. On any
+    error, Ctrl-C included, it is removed and a previous `target` stays as it was.
+
+    Raises:
+      InputError: the folder does not exist or cannot be written.
+      EdgepruneError: the disk is full or fails while writing.
+    """
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
+        )
+        os.close(handle)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror}; choose an output in a folder you may write"
+        ) from error
+    temporary = Path(name)
+    try:
+        if target.is_dir():
+            raise InputError(f"cannot write {target}: it is a directory; name a file")
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes the file private; a result gets the permissions any new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
+    except OSError as error:
+        raise EdgepruneError(
+            f"writing {target} failed: {error.strerror or error}; nothing was left behind"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

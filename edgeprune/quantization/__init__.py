@@ -1,0 +1,1 @@
+"""Training on the int8 grid."""
