@@ -1,0 +1,222 @@
+"""What to do to a model, as data: frozen dataclasses that read from and write to TOML."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from edgeprune.errors import InputError
+
+Quantize = Literal["none", "float16", "dynamic", "int8", "int16x8"]
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """How the stages that train do it.
+
+    Attributes:
+      batch_size: samples a step.
+      learning_rate: of every stage; None keeps the compiled optimizer's own (1e-3 for Adam).
+      seed: of shuffling and dropout, set anew at each stage so that a resumed run repeats.
+    """
+
+    batch_size: int = 64
+    learning_rate: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SparsitySpec:
+    """Magnitude pruning during fine-tuning.
+
+    Attributes:
+      final_sparsity: fraction of zeros at the end, in [0, 1).
+      initial_sparsity: fraction of zeros at the first pruning step, in [0, 1).
+      epochs: of training while pruning.
+      pattern: ``unstructured``, ``block 1x4`` (rows x columns) or ``2:4`` (N kept of every M).
+      ranking: ``layer`` or ``global``.
+      skip: names, name patterns or layer types that stay dense.
+      learning_rate: of this stage; None takes the one of `TrainingSpec`.
+    """
+
+    final_sparsity: float = 0.8
+    initial_sparsity: float = 0.0
+    epochs: int = 10
+    pattern: str = "unstructured"
+    ranking: Literal["layer", "global"] = "layer"
+    skip: tuple[str, ...] = ()
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationSpec:
+    """Quantization-aware training on the int8 grid; zeros that are there stay.
+
+    Attributes:
+      epochs: of training on the grid.
+      skip: names, name patterns or layer types that train in float.
+      learning_rate: of this stage; None takes the one of `TrainingSpec`.
+    """
+
+    epochs: int = 5
+    skip: tuple[str, ...] = ()
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """The .tflite file to write.
+
+    Attributes:
+      quantize: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``.
+      io: ``float`` or ``int8`` inputs and outputs.
+      sparse: ``auto``, ``on`` or ``off``: sparse encoding of the weights.
+      calibration_samples: how many training samples calibrate the activations' ranges.
+    """
+
+    quantize: Quantize = "none"
+    io: Literal["float", "int8"] = "float"
+    sparse: Literal["auto", "on", "off"] = "auto"
+    calibration_samples: int = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `compress` does: a stage that is None is left out."""
+
+    training: TrainingSpec = TrainingSpec()
+    sparsity: SparsitySpec | None = None
+    quantization: QuantizationSpec | None = None
+    export: ExportSpec = ExportSpec()
+
+    def __post_init__(self) -> None:
+        for spec in (self.training, self.sparsity, self.quantization, self.export):
+            if spec is not None:
+                _check_ranges(spec)
+        if self.quantization is not None and self.export.quantize not in ("int8", "int16x8"):
+            raise InputError(
+                f"recipe: [quantization] trains on the int8 grid, but [export] quantize is "
+                f"'{self.export.quantize}'; set it to 'int8' or leave [quantization] out"
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> "Recipe":
+        """Return the preset of this name, or read a .toml file.
+
+        Raises:
+          InputError: no such preset or file, or the file is not a recipe; the key is named.
+        """
+        name = str(name_or_path)
+        if name in PRESETS:
+            return PRESETS[name]
+        path = Path(name)
+        if path.suffix != ".toml":
+            raise InputError(
+                f"unknown recipe '{name}'; the presets are {', '.join(PRESETS)}; "
+                "a recipe of your own is a .toml file"
+            )
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"recipe {path} does not exist") from error
+        except OSError as error:
+            raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {path} is not TOML: {error}") from error
+        return cls.from_dict(document, str(path))
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any], source: str = "recipe") -> "Recipe":
+        """Build a recipe from nested dicts as TOML gives them.
+
+        Raises:
+          InputError: a key is unknown or its value has the wrong type; both are named.
+        """
+        recipe: Recipe = _build(cls, document, source)
+        return recipe
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML that `load` reads back to an equal recipe."""
+        lines: list[str] = []
+        for section in dataclasses.fields(self):
+            spec = getattr(self, section.name)
+            if spec is None:
+                continue
+            lines.append(f"[{section.name}]")
+            values = dataclasses.asdict(spec)
+            lines += [
+                f"{key} = {_toml(value)}" for key, value in values.items() if value is not None
+            ]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _check_ranges(spec: Any) -> None:
+    section = type(spec).__name__.removesuffix("Spec").lower()
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        where = f"recipe: {section}.{field.name}"
+        if field.name.endswith("_sparsity") and not 0 <= value < 1:
+            hint = f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
+            raise InputError(f"{where} is a fraction in [0, 1), got {value:g}{hint}")
+        if field.name in ("epochs", "batch_size", "calibration_samples") and value < 1:
+            raise InputError(f"{where} must be at least 1, got {value}")
+        if field.name == "learning_rate" and value is not None and not value > 0:
+            raise InputError(f"{where} must be above 0, got {value:g}")
+
+
+def _build(kind: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be a table, got {values!r}")
+    hints = get_type_hints(kind)
+    if unknown := [key for key in values if key not in hints]:
+        raise InputError(
+            f"{where}: unknown key '{unknown[0]}'; the keys here are {', '.join(hints)}"
+        )
+    return kind(
+        **{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    )
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if get_origin(hint) is Literal:
+        if value not in options:
+            raise InputError(f"{where} must be one of {', '.join(options)}; got {value!r}")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InputError(f"{where} must be a list of strings; got {value!r}")
+        return tuple(value)
+    wanted = options[0] if options else hint  # X | None
+    if dataclasses.is_dataclass(wanted):
+        return _build(wanted, value, where)  # type: ignore[arg-type]  # is_dataclass admits instances
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InputError(f"{where} must be {_NAMES[wanted]}; got {value!r}")
+    return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+PRESETS: dict[str, Recipe] = {
+    "prune": Recipe(sparsity=SparsitySpec()),
+    "int8": Recipe(export=ExportSpec(quantize="int8")),
+    "pqat-int8": Recipe(
+        sparsity=SparsitySpec(),
+        quantization=QuantizationSpec(),
+        export=ExportSpec(quantize="int8"),
+    ),
+}

@@ -1,0 +1,101 @@
+"""Recipes: presets, TOML in and out, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeprune.errors import InputError
+from edgeprune.recipe import (
+    PRESETS,
+    ExportSpec,
+    QuantizationSpec,
+    Recipe,
+    SparsitySpec,
+    TrainingSpec,
+)
+
+FRACTION = st.floats(0, 0.999)
+NAMES = st.lists(
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8), max_size=3
+)
+RECIPES = st.builds(
+    Recipe,
+    training=st.builds(
+        TrainingSpec,
+        batch_size=st.integers(1, 999),
+        learning_rate=st.none() | st.floats(1e-9, 1.0),
+        seed=st.integers(0, 2**31),
+    ),
+    sparsity=st.none()
+    | st.builds(
+        SparsitySpec,
+        final_sparsity=FRACTION,
+        initial_sparsity=FRACTION,
+        epochs=st.integers(1, 99),
+        pattern=st.sampled_from(["unstructured", "block 1x4", "2:4"]),
+        ranking=st.sampled_from(["layer", "global"]),
+        skip=NAMES.map(tuple),
+        learning_rate=st.none() | st.floats(1e-9, 1.0),
+    ),
+    quantization=st.none() | st.builds(QuantizationSpec, epochs=st.integers(1, 9)),
+    export=st.builds(ExportSpec, quantize=st.sampled_from(["int8", "int16x8"])),
+)
+
+
+@given(RECIPES)
+def test_toml_round_trip(tmp_path_factory, recipe):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.load(path) == recipe
+
+
+def test_presets_say_what_their_names_say():
+    assert PRESETS["prune"].sparsity == SparsitySpec(final_sparsity=0.8)
+    assert PRESETS["prune"].export.quantize == "none"
+    assert PRESETS["int8"].sparsity is None
+    assert PRESETS["int8"].quantization is None
+    assert PRESETS["int8"].export.quantize == "int8"
+    assert PRESETS["pqat-int8"].sparsity is not None
+    assert PRESETS["pqat-int8"].quantization is not None
+    assert PRESETS["pqat-int8"].export.quantize == "int8"
+
+
+def test_unknown_preset_names_the_presets():
+    with pytest.raises(
+        InputError, match="unknown recipe 'pqat'; the presets are prune, int8, pqat-int8"
+    ):
+        Recipe.load("pqat")
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[sparsity]\nfinal_sparsity = 80", "fraction in .*got 80; did you mean 0.8"),
+        ("[sparsity]\nfinal_sparsity = 1", "fraction in .*got 1$"),
+        (
+            "[sparsity]\nfinal_sparsity = true",
+            "sparsity: final_sparsity must be a number; got True",
+        ),
+        ("[sparsity]\nepochs = 0", "sparsity.epochs must be at least 1"),
+        ("[sparsity]\nepochs = 1.5", "epochs must be a whole number; got 1.5"),
+        ("[sparsity]\nskip = 'conv'", "skip must be a list of strings"),
+        ("[sparsity]\nranking = 'all'", "ranking must be one of layer, global; got 'all'"),
+        ("[sparsity]\nfinal = 0.5", "unknown key 'final'; the keys here are final_sparsity"),
+        ("[training]\nlearning_rate = 0", "learning_rate must be above 0"),
+        ("[quantization]\nepochs = 1", "int8 grid, but .export. quantize is 'none'"),
+        ("[export]\nquantize = 'int2'", "must be one of none, float16, dynamic, int8, int16x8"),
+        ("speed = 1", "unknown key 'speed'; the keys here are training, sparsity"),
+        ("export = 1", "export must be a table"),
+        ("[", "is not TOML"),
+    ],
+)
+def test_bad_recipe_is_refused_by_name(tmp_path, toml, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(toml)
+    with pytest.raises(InputError, match=message):
+        Recipe.load(path)
+
+
+def test_missing_recipe_file():
+    with pytest.raises(InputError, match=r"absent\.toml does not exist"):
+        Recipe.load("absent.toml")
