@@ -1,7 +1,7 @@
 """How good predictions are: one figure that is read the same way off Keras and off a .tflite."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from edgeprune.errors import InputError
 
 Task = Literal["classes", "one-hot", "binary", "regression"]
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
