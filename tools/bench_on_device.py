@@ -1,0 +1,693 @@
+#!/usr/bin/env python3
+"""Measure .tflite models on the device that this runs on. One file: copy it there and run it.
+
+    python bench_on_device.py MODEL.tflite [MODEL.tflite ...] > result.json
+
+It needs Python 3.9 or later, NumPy, and one of ai-edge-litert, tflite-runtime (with NumPy 1) or
+tensorflow, tried in that order. One JSON document goes to stdout; all else goes to stderr.
+
+How it measures:
+  * Start-up and memory: each model alone, in a fresh process. `init_ms` is constructing the
+    interpreter and allocating its tensors, `first_ms` the first inference, `peak_memory_bytes`
+    how far both raise the process's peak of resident memory (the runtime's own pages included).
+  * Latency: all models in one process, interleaved. Each is warmed up for 0.5 s. Then, round by
+    round in an order that rotates and reverses, every model has a turn: one inference, or, where
+    the models differ much in speed, as many as fit the slowest one's time. It goes on until every
+    model has had 50 rounds and 10 s (`--quick`: 0.1 s, 20 rounds and 1 s). The clock runs around
+    `invoke` only; Python's garbage collector is off.
+  * `relative_latency` is the median over the rounds of a model's time by the first model's time
+    in the same round, so that a clock that drifts or a load that comes and goes hits both alike;
+    `relative_latency_interval` is a 95 % interval of that median, from order statistics; it
+    takes the rounds as independent of each other.
+"""
+
+import argparse
+import gc
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from array import array
+from pathlib import Path
+
+# Name for people and pip -> the module that has Interpreter, in the order of preference.
+RUNTIMES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "tensorflow": "tensorflow",
+}
+DEFAULTS = {"warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
+QUICK = {"warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
+PROGRESS = "[bench] "
+INTERRUPTED = 130
+MEMORY_HOW = {
+    "linux": "VmHWM of a fresh process, growth from before the model was loaded",
+    "darwin": "ru_maxrss of a fresh process, growth from before the model was loaded",
+}
+
+
+class BenchError(Exception):
+    """One line for the user. `kind` tells edgeprune which of its own errors it is."""
+
+    def __init__(self, message, kind="input"):
+        super().__init__(" ".join(str(message).split()))
+        self.kind = kind
+
+
+# --- the runtime and its models ---------------------------------------------------------------
+
+
+class Runtime:
+    """A TFLite runtime that could be imported: its name, version and Interpreter class."""
+
+    def __init__(self, wanted=None):
+        try:
+            import numpy  # noqa: F401
+        except ImportError:
+            raise BenchError("NumPy is missing; pip install numpy", "unsupported") from None
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        warnings.simplefilter("ignore")  # of deprecations inside the runtimes
+        failures = []
+        for name in [wanted] if wanted else RUNTIMES:
+            try:
+                module = importlib.import_module(RUNTIMES[name])
+            except Exception as error:  # a broken installation may raise anything at import
+                missing = isinstance(error, ModuleNotFoundError)
+                failures.append(f"{name}: {'not installed' if missing else error}")
+                continue
+            self.name = name
+            self.interpreter = (module.lite if name == "tensorflow" else module).Interpreter
+            root = sys.modules[RUNTIMES[name].partition(".")[0]]
+            self.version = getattr(root, "__version__", None) or importlib.metadata.version(name)
+            return
+        raise BenchError(
+            f"no TFLite runtime can be used ({'; '.join(failures)}); pip install ai-edge-litert, "
+            "or tflite-runtime with 'numpy<2'",
+            "unsupported",
+        )
+
+    def load(self, path, threads, seed):
+        """Construct an interpreter, allocate, set seeded inputs; return a `Loaded`."""
+        begin = time.perf_counter_ns()
+        try:
+            interpreter = self.interpreter(model_path=str(path), num_threads=threads)
+            free_batch = self._fix_batch(interpreter, path)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError, SystemError) as error:
+            raise self._explain(error, path) from None
+        init_ns = time.perf_counter_ns() - begin
+        return Loaded(interpreter, path, init_ns, free_batch, seed)
+
+    @staticmethod
+    def _fix_batch(interpreter, path):
+        free_batch = False
+        for detail in interpreter.get_input_details():
+            shape = [int(size) for size in detail["shape"]]
+            signature = [int(size) for size in detail.get("shape_signature", shape)]
+            if any(size < 0 for size in signature[1:]):
+                shown = ", ".join("?" if size < 0 else str(size) for size in signature)
+                raise BenchError(
+                    f"{path}: input '{detail['name']}' has free dimensions ({shown}); only the "
+                    "batch may be free here: convert it with a fixed input shape"
+                )
+            if signature and signature[0] < 0:
+                free_batch = True
+                if shape[0] != 1:
+                    interpreter.resize_tensor_input(detail["index"], [1, *shape[1:]])
+        return free_batch
+
+    def _explain(self, error, path):
+        text = str(error.__cause__ or error)
+        if isinstance(error, SystemError):  # how an extension of NumPy 1 fails under NumPy 2
+            return BenchError(
+                f"{self.name} {self.version} does not work with this NumPy ({text}); "
+                "pip install 'numpy<2'",
+                "unsupported",
+            )
+        if "select" in text.lower() or "custom op" in text.lower() or "Didn't find op" in text:
+            return BenchError(
+                f"{path}: {self.name} {self.version} lacks operators that this model needs "
+                f"({text}); convert it to builtin operators only",
+                "unsupported",
+            )
+        return BenchError(f"{path}: not a usable .tflite file ({text}); convert the model again")
+
+
+class Loaded:
+    """One model, ready to run."""
+
+    def __init__(self, interpreter, path, init_ns, free_batch, seed):
+        self.path = path
+        self.init_ns = init_ns
+        self.free_batch = free_batch
+        self._interpreter = interpreter
+        self._inputs = [
+            (detail["index"], random_input(detail, seed, path))
+            for detail in interpreter.get_input_details()
+        ]
+
+    def run(self):
+        """Set the inputs, run once, return the nanoseconds that `invoke` took."""
+        for index, value in self._inputs:
+            self._interpreter.set_tensor(index, value)
+        invoke = self._interpreter.invoke
+        begin = time.perf_counter_ns()
+        invoke()
+        return time.perf_counter_ns() - begin
+
+    def first_run(self):
+        """`run`, with a model that cannot run at all made into a `BenchError`."""
+        try:
+            return self.run()
+        except (ValueError, RuntimeError) as error:
+            raise BenchError(f"{self.path}: the model fails when it runs ({error})") from None
+
+
+def random_input(detail, seed, path="model"):
+    """Return a seeded random array for one input of a model.
+
+    Floats are standard normal; integers of 8 and 16 bits cover their whole range; wider ones are
+    0 or 1, since they are mostly indices, and those two are valid in any table.
+    """
+    import numpy as np
+
+    dtype = np.dtype(detail["dtype"])
+    shape = tuple(int(size) for size in detail["shape"])
+    generator = np.random.default_rng(seed)
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    if dtype.kind in "iu" and dtype.itemsize <= 2:
+        limits = np.iinfo(dtype)
+        return generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    if dtype.kind in "iub":
+        return generator.integers(0, 2, shape).astype(dtype)
+    raise BenchError(
+        f"{path}: input '{detail['name']}' is of type {dtype.name}; supported: float, integer, bool"
+    )
+
+
+def check_file(path):
+    """Refuse, before any runtime sees it, what plainly is no .tflite file."""
+    if not path.exists():
+        raise BenchError(f"{path}: no such file; name a .tflite file")
+    if not path.is_file():
+        raise BenchError(f"{path}: not a file; name a .tflite file")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read ({error.strerror})") from None
+    if not head:
+        raise BenchError(f"{path}: the file is empty; convert the model again")
+    if head[4:8] != b"TFL3":
+        raise BenchError(f"{path}: not a .tflite file (it does not carry the TFL3 mark)")
+
+
+def unique_names(paths):
+    """Name each path by as many of its last parts as tell it from the others; repeats by number."""
+    whole = [Path(path).absolute().parts for path in paths]
+    names = []
+    for parts in whole:
+        others = [other for other in whole if other != parts]
+        length = 1
+        while length < len(parts) and any(o[-length:] == parts[-length:] for o in others):
+            length += 1
+        name = "/".join(parts[-length:])
+        seen = sum(1 for earlier in whole[: len(names)] if earlier == parts)
+        names.append(f"{name} ({seen + 1})" if seen else name)
+    return names
+
+
+# --- one model alone: start-up and memory -----------------------------------------------------
+
+
+def measure_alone(runtime, path, options):
+    """Measure start-up and peak memory of one model; this process must be fresh."""
+    random_input({"dtype": "float32", "shape": [8], "name": ""}, 0)  # loads numpy.random first
+    gc.collect()
+    reset_peak()
+    before = peak_memory()
+    loaded = runtime.load(path, options.threads, options.seed)
+    first_ns = loaded.first_run()
+    for _ in range(3):
+        loaded.run()
+    after = peak_memory()
+    grown = after - before if before is not None and after is not None else None
+    return {
+        "init_ms": loaded.init_ns / 1e6,
+        "first_ms": first_ns / 1e6,
+        "peak_memory_bytes": grown or None,
+        "free_batch": loaded.free_batch,
+    }
+
+
+def reset_peak():
+    """Set the kernel's peak of this process back to its present memory, where that can be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # not Linux, or not allowed: the peak so far is then the baseline
+
+
+def peak_memory():
+    """Return this process's peak of resident memory in bytes, or None.
+
+    On Linux VmHWM, since ru_maxrss there survives exec and so holds the parent's memory.
+    """
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for line in (read("/proc/self/status") or "").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def run_alone(runtime, path, options):
+    """Run `measure_alone` in a process of its own, and survive what kills that process."""
+    command = [sys.executable, str(Path(__file__).resolve()), str(path), "--alone"]
+    command += ["--runtime", runtime.name, "--errors-as-json"]
+    command += ["--threads", str(options.threads), "--seed", str(options.seed)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    try:
+        result = json.loads(done.stdout)
+    except ValueError:
+        if done.returncode < 0:
+            how = signal.Signals(-done.returncode).name
+        else:
+            how = f"exit code {done.returncode}"
+        raise BenchError(
+            f"{path}: {runtime.name} {runtime.version} crashed on it ({how}); the file may be "
+            "damaged, or the memory too small",
+            "failure",
+        ) from None
+    if "error" in result:
+        raise BenchError(result["error"], result["kind"])
+    return result
+
+
+# --- all models together: latency -------------------------------------------------------------
+
+
+def warm_up(models, seconds):
+    """Run each model for at least `seconds`; return a typical time of each in nanoseconds."""
+    typical = []
+    for model in models:
+        samples = [model.first_run()]
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            samples.append(model.run())
+        typical.append(statistics.median(samples[len(samples) // 2 :]))
+    return typical
+
+
+def turns(typical_ns, min_runs, min_seconds):
+    """How many inferences make each model's turn, so that all get their time in as many rounds.
+
+    A turn takes about as long as one inference of the slowest model, but no longer than
+    `min_runs` rounds need for `min_seconds`.
+    """
+    longest = min(max(typical_ns), min_seconds * 1e9 / min_runs)
+    return [max(1, math.ceil(longest / max(own, 1.0) - 0.5)) for own in typical_ns]
+
+
+def order(round_number, count):
+    """The order of the models in one round: rotated each round, reversed each full rotation."""
+    start = round_number % count
+    rotated = [*range(start, count), *range(start)]
+    return rotated if (round_number // count) % 2 == 0 else rotated[::-1]
+
+
+def interleave(models, turn_lengths, min_runs, min_seconds, progress):
+    """Run rounds until each model has its runs and seconds.
+
+    Returns:
+      Per model, an array of nanoseconds of every run and the list of every round's median.
+    """
+    samples = [array("q") for _ in models]
+    rounds = [[] for _ in models]
+    totals = [0] * len(models)
+    number = 0
+    gc.collect()
+    gc.disable()
+    try:
+        while number < min_runs or min(totals) < min_seconds * 1e9:
+            for i in order(number, len(models)):
+                run = models[i].run
+                turn = [run() for _ in range(turn_lengths[i])]
+                samples[i].extend(turn)
+                rounds[i].append(statistics.median(turn))
+                totals[i] += sum(turn)
+            number += 1
+            progress(min(number / min_runs, min(totals) / max(min_seconds * 1e9, 1)))
+    finally:
+        gc.enable()
+    return samples, rounds
+
+
+def summarize(nanoseconds):
+    """Median, 90th percentile (linear between ranks), mean, extremes, sample std, in ms."""
+    import numpy as np
+
+    ms = np.asarray(nanoseconds, np.float64) / 1e6
+    return {
+        "median": float(np.median(ms)),
+        "p90": float(np.percentile(ms, 90)),
+        "mean": float(ms.mean()),
+        "min": float(ms.min()),
+        "max": float(ms.max()),
+        "std": float(ms.std(ddof=1)) if ms.size > 1 else 0.0,
+        "runs": int(ms.size),
+    }
+
+
+def compare(own_rounds, first_rounds):
+    """Return the median of the per-round ratios and its 95 % interval, or None below 6 rounds.
+
+    Source: sign-test interval, Conover, Practical Nonparametric Statistics, 3rd ed., 3.2.
+    """
+    count = len(first_rounds)
+    ratios = sorted(own_rounds[i] / max(first_rounds[i], 1) for i in range(count))
+    interval = None
+    if count >= 6:
+        low = max(math.floor((count + 1) / 2 - 1.96 * math.sqrt(count) / 2), 1)
+        interval = [ratios[low - 1], ratios[count - low]]
+    return statistics.median(ratios), interval
+
+
+# --- the environment --------------------------------------------------------------------------
+
+
+def read(path):
+    """Return a small text file's content, or None."""
+    try:
+        return Path(path).read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def cpu_model():
+    """Return the processor's or the board's name."""
+    for line in (read("/proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Hardware"):
+            return value.strip()
+    return read("/proc/device-tree/model") or platform.processor() or None
+
+
+def affinity():
+    """Return the numbers of the CPUs that this process may run on, or None."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def per_cpu(name):
+    """Return the distinct values of a /sys file over the CPUs in use, or None."""
+    found = {read(f"/sys/devices/system/cpu/cpu{cpu}/{name}") for cpu in affinity() or ()}
+    return sorted(found - {None}) or None
+
+
+def frequency_mhz():
+    """Return the highest present clock of the CPUs in use, or None."""
+    values = per_cpu("cpufreq/scaling_cur_freq")
+    return max(int(value) for value in values) / 1000 if values else None
+
+
+def temperature_c():
+    """Return the temperature of the processor's thermal zone (else of the hottest), or None."""
+    zones = []
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        value = read(zone / "temp")
+        if value and value.lstrip("-").isdigit():
+            kind = (read(zone / "type") or "").lower()
+            of_cpu = any(word in kind for word in ("cpu", "soc", "x86_pkg", "core"))
+            zones.append((of_cpu, int(value) / 1000))
+    return max(zones)[1] if zones else None
+
+
+def environment(before, after):
+    """Describe what the figures depend on; return it with the reasons for what is missing."""
+    import numpy as np
+
+    found = {
+        "cpu": cpu_model(),
+        "machine": platform.machine() or None,
+        "cores": os.cpu_count(),
+        "affinity": affinity(),
+        "governor": per_cpu("cpufreq/scaling_governor"),
+        "frequency_mhz": pair(before["frequency_mhz"], after["frequency_mhz"]),
+        "temperature_c": pair(before["temperature_c"], after["temperature_c"]),
+        "load_average": before["load_average"],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+    sources = {
+        "governor": "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+        "frequency_mhz": "/sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq",
+        "temperature_c": "/sys/class/thermal/thermal_zone*/temp",
+    }
+    missing = {
+        f"environment.{key}": f"{sources[key]} cannot be read here"
+        if key in sources
+        else f"{platform.system()} does not tell"
+        for key, value in found.items()
+        if value is None
+    }
+    return found, missing
+
+
+def pair(before, after):
+    return None if before is None or after is None else {"before": before, "after": after}
+
+
+def state():
+    """What may change while it runs."""
+    load = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
+    return {
+        "frequency_mhz": frequency_mhz(),
+        "temperature_c": temperature_c(),
+        "load_average": load,
+    }
+
+
+def doubts(before, after):
+    """What in the environment makes the figures less trustworthy, each in a line."""
+    found = []
+    cpus = affinity() or range(os.cpu_count() or 1)
+    load = (before["load_average"] or [0.0])[0]
+    if load > 0.5 * len(cpus):
+        found.append(f"load average {load:.1f} on {len(cpus)} CPUs: other work disturbs the timing")
+    governors = per_cpu("cpufreq/scaling_governor") or []
+    if any(governor != "performance" for governor in governors):
+        found.append(f"governor {', '.join(governors)}: the clock moves; 'performance' is steadier")
+    if len(per_cpu("cpu_capacity") or []) > 1:
+        found.append("CPUs of different speed: pin with --cpu")
+    if before["frequency_mhz"] and after["frequency_mhz"]:
+        drop = 1 - after["frequency_mhz"] / before["frequency_mhz"]
+        if drop > 0.1:
+            found.append(f"the clock fell by {drop:.0%} while measuring: the device throttles")
+    return found
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def benchmark(options):
+    """Measure all models; return the list of results."""
+    for path in options.models:
+        check_file(path)
+    if options.cpu:
+        pin(options.cpu)
+    runtime = Runtime(options.runtime)
+    names = options.name or unique_names(options.models)
+    before = state()
+    alone = []
+    for i, path in enumerate(options.models):
+        say(f"{names[i]}: start-up and memory, alone")
+        alone.append(run_alone(runtime, path, options))
+    models = [runtime.load(path, options.threads, options.seed) for path in options.models]
+    say(f"warm-up, {options.warmup_seconds:g} s each")
+    typical = warm_up(models, options.warmup_seconds)
+    lengths = turns(typical, options.min_runs, options.min_seconds)
+    samples, rounds = interleave(
+        models, lengths, options.min_runs, options.min_seconds, Progress(len(models))
+    )
+    after = state()
+    described, missing = environment(before, after)
+    about = (described, missing, doubts(before, after))
+    return [
+        result(options, i, names[i], runtime, alone[i], samples[i], (rounds[i], rounds[0]), about)
+        for i in range(len(models))
+    ]
+
+
+def result(options, number, name, runtime, alone, samples, rounds, about):
+    """Put one model's figures under the contract's keys."""
+    path = options.models[number]
+    described, missing, warned = about
+    relative, interval = compare(*rounds)
+    memory = alone["peak_memory_bytes"]
+    missing = dict(missing, arena_bytes="this runtime does not report its arena")
+    if memory is None:
+        missing["peak_memory_bytes"] = (
+            f"{platform.system()} tells no peak of resident memory, or the model did not raise it"
+        )
+    if interval is None:
+        missing["relative_latency_interval"] = "fewer than 6 rounds"
+    warned = list(warned)
+    if alone["free_batch"]:
+        warned.append(
+            f"{name}: the batch dimension is free (1 was set), which keeps XNNPACK off: "
+            "convert it with batch 1"
+        )
+    content = path.read_bytes()
+    return {
+        "model": name,
+        "device": options.device or read("/proc/device-tree/model") or platform.node(),
+        "kind": "measured",
+        "runtime": runtime.name,
+        "runtime_version": runtime.version,
+        "threads": options.threads,
+        "init_ms": alone["init_ms"],
+        "first_ms": alone["first_ms"],
+        "latency_ms": summarize(samples),
+        "relative_latency": relative,
+        "relative_latency_interval": interval,
+        "peak_memory_bytes": memory,
+        "peak_memory_how": MEMORY_HOW.get(sys.platform) if memory is not None else None,
+        "arena_bytes": None,
+        "path": str(path),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "rounds": len(rounds[0]),
+        "environment": described,
+        "warnings": warned,
+        "unavailable": missing,
+    }
+
+
+def pin(cpus):
+    """Run on these CPUs only; processes started from here inherit it."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise BenchError(f"--cpu: {platform.system()} cannot pin a process", "unsupported")
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise BenchError(
+            f"--cpu {','.join(map(str, sorted(cpus)))}: {error.strerror}; this process may use "
+            f"{','.join(map(str, affinity()))}"
+        ) from None
+
+
+def say(text):
+    print(PROGRESS + text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Says how far the measuring is, at most every two seconds."""
+
+    def __init__(self, count):
+        self._what = f"measuring {count} model{'s' if count > 1 else ''}, interleaved"
+        self._next = 0.0
+
+    def __call__(self, fraction):
+        now = time.perf_counter()
+        if now >= self._next or fraction >= 1:
+            self._next = now + 2
+            say(f"{self._what}: {min(fraction, 1):.0%}")
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        description="Measure .tflite models on this device; one JSON document on stdout.",
+        epilog="By default each model gets 0.5 s of warm-up, then at least 50 rounds and 10 s.",
+    )
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="a .tflite file")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of one inference [1]")
+    parser.add_argument(
+        "--quick", action="store_true", help="0.1 s of warm-up, 20 rounds and 1 s per model"
+    )
+    parser.add_argument("--min-seconds", type=seconds, metavar="S", help="seconds per model [10]")
+    parser.add_argument("--min-runs", type=positive, metavar="N", help="rounds at least [50]")
+    parser.add_argument("--warmup-seconds", type=seconds, metavar="S", help="per model [0.5]")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs [0]")
+    parser.add_argument("--cpu", type=cpus, metavar="N[,N]", help="run on these CPUs only")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="force one [the first installed]")
+    parser.add_argument("--name", action="append", help="name of a model; once for each, in order")
+    parser.add_argument("--device", help="name of this device in the result [board or host name]")
+    # For the processes that this script and edgeprune start.
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--errors-as-json", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.name and len(options.name) != len(options.models):
+        parser.error(f"{len(options.name)} --name for {len(options.models)} models: give each one")
+    for key, value in (QUICK if options.quick else DEFAULTS).items():
+        if getattr(options, key) is None:
+            setattr(options, key, value)
+    return options
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def seconds(text):
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+def cpus(text):
+    numbers = {int(part) for part in text.split(",")}
+    if min(numbers) < 0:
+        raise ValueError
+    return numbers
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    # Whatever the runtimes print, to fd 1 even, must not reach the JSON.
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so a child is ended too
+    try:
+        if options.alone:
+            found = measure_alone(Runtime(options.runtime), options.models[0], options)
+        else:
+            found = benchmark(options)
+    except BenchError as error:
+        if options.errors_as_json:
+            json.dump({"error": str(error), "kind": error.kind}, stdout)
+            stdout.close()
+        else:
+            print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    try:
+        with stdout:
+            stdout.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        print(f"Error: the result cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
