@@ -3,14 +3,20 @@
 import importlib
 import json
 import os
+import re
+import shutil
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
+from edgeprune.files import atomic_path
+from edgeprune.modelfiles import first_line, identify
 
 Flavour = Literal["keras", "tf_keras"]
 KernelKind = Literal["kernel", "depthwise", "embedding"]
@@ -116,6 +122,101 @@ def flavour(model: Any) -> Flavour:
     return "keras" if keras_of(model).__name__ == "keras" else "tf_keras"
 
 
+def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: bool = False) -> Any:
+    """Load a .keras or HDF5 file with the Keras flavour that wrote it.
+
+    Nothing in the file is run: layers that carry Python code are refused unless `unsafe`.
+    TensorFlow Model Optimization's wrapped and quantized models, and edgeprune's own
+    quantize-aware ones, load too.
+
+    Args:
+      path: a .keras, .h5 or .hdf5 file of Keras 3 or tf_keras.
+      unsafe: allow code from the file, such as Lambda layers; only for files that you trust.
+      compile: restore the optimizer, loss and metrics as well, if the file has them.
+
+    Raises:
+      InputError: no such file, or not a whole model that may be loaded.
+      UnsupportedError: another Keras backend is selected, or a layer is unknown.
+    """
+    path = Path(path)
+    written_by = identify(path, unsafe=unsafe)
+    try:
+        if written_by == "keras":
+            return _load_keras(path, unsafe, compile)
+        return _load_tf_keras(path, unsafe, compile)
+    except EdgepruneError:
+        raise
+    except Exception as error:  # Keras raises whatever its readers run into
+        raise _load_error(path, error) from error
+
+
+def _load_keras(path: Path, unsafe: bool, compile: bool) -> Any:
+    keras = import_keras()
+    # Importing it registers edgeprune's own layers, which quantize-aware models hold.
+    importlib.import_module("edgeprune.quantization.qat")
+    return keras.saving.load_model(path, compile=compile, safe_mode=not unsafe)
+
+
+def _load_tf_keras(path: Path, unsafe: bool, compile: bool) -> Any:
+    tf_keras = importlib.import_module("tf_keras")
+    tfmot = importlib.import_module("tensorflow_model_optimization")
+    serialization = importlib.import_module("tf_keras.src.saving.serialization_lib")
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,
+        # `safe_mode` alone has no effect on HDF5 files.
+        serialization.SafeModeScope(not unsafe),
+        tfmot.sparsity.keras.prune_scope(),
+        tfmot.quantization.keras.quantize_scope(),
+    ):
+        if not os.access(path, os.W_OK):  # tf_keras opens .keras files for writing
+            path = Path(shutil.copy(path, folder))
+            path.chmod(0o600)
+        return tf_keras.models.load_model(path, compile=compile, safe_mode=not unsafe)
+
+
+def _load_error(path: Path, error: Exception) -> EdgepruneError:
+    text = str(error)
+    unknown = re.search(
+        r"Could not locate \w+ '([^']+)'|Unknown [\w ]+: '?([\w>]+)|object of type `([^`]+)`", text
+    )
+    if unknown:
+        name = next(group for group in unknown.groups() if group)
+        return UnsupportedError(
+            f"{path} holds '{name}', which Keras does not know; in Python, import the code that "
+            "defines it and registers it (keras.saving.register_keras_serializable), load the "
+            "model and pass it to edgeprune.convert"
+        )
+    if "safe_mode" in text or "unsafe" in text:
+        return InputError(
+            f"{path} holds code that would be run ({first_line(error)}); if you trust the file, "
+            "pass --unsafe (unsafe=True in Python)"
+        )
+    return InputError(
+        f"model file {path} cannot be loaded ({first_line(error)}); it may be damaged: save it "
+        "again, or load it in Python and pass the model"
+    )
+
+
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
+    """Save a Keras model of either flavour, whole or not at all.
+
+    Args:
+      model: a Keras 3 or tf_keras model.
+      path: ends in .keras or .h5.
+
+    Raises:
+      InputError: another suffix, or the folder cannot be written.
+      EdgepruneError: the disk is full or fails.
+    """
+    path = Path(path)
+    if path.suffix not in (".keras", ".h5"):
+        raise InputError(f"cannot save a model as {path}; supported: .keras, .h5")
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # Keras calls HDF5 legacy; who asks for .h5 knows.
+        warnings.simplefilter("ignore")
+        model.save(temporary)
+
+
 def layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (path, layer) through nested models, wrappers and cells, a shared layer once."""
     seen: set[int] = set()
@@ -187,4 +288,3 @@ def _unique(name: str, taken: set[str]) -> str:
         candidate = f"{name}_{count}"
     taken.add(candidate)
     return candidate
-
