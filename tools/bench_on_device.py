@@ -22,6 +22,7 @@ How it measures:
 """
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import importlib
@@ -238,8 +239,7 @@ def measure_alone(runtime, path, options):
     before = peak_memory()
     loaded = runtime.load(path, options.threads, options.seed)
     first_ns = loaded.first_run()
-    for _ in range(3):
-        loaded.run()
+    loaded.run()
     after = peak_memory()
     grown = after - before if before is not None and after is not None else None
     return {
@@ -252,10 +252,8 @@ def measure_alone(runtime, path, options):
 
 def reset_peak():
     """Set the kernel's peak of this process back to its present memory, where that can be done."""
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: then the peak so far counts
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # not Linux, or not allowed: the peak so far is then the baseline
 
 
 def peak_memory():
@@ -549,7 +547,7 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
     warned = list(warned)
     if alone["free_batch"]:
         warned.append(
-            f"{name}: the batch dimension is free (1 was set), which keeps XNNPACK off: "
+            f"{name}: the batch dimension is free (1 was set), which can keep XNNPACK off: "
             "convert it with batch 1"
         )
     content = path.read_bytes()
@@ -640,24 +638,25 @@ def parse(arguments):
 
 
 def positive(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"got '{text}', supported: a whole number from 1 on")
 
 
 def seconds(text):
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"got '{text}', supported: seconds, 0 or more")
 
 
 def cpus(text):
-    numbers = {int(part) for part in text.split(",")}
-    if min(numbers) < 0:
-        raise ValueError
-    return numbers
+    with contextlib.suppress(ValueError):
+        numbers = {int(part) for part in text.split(",")}
+        if min(numbers) >= 0:
+            return numbers
+    raise argparse.ArgumentTypeError(f"got '{text}', supported: CPU numbers such as 0 or 2,3")
 
 
 def main(arguments=None):

@@ -31,7 +31,7 @@ class Column:
     Attributes:
       title: its heading.
       unit: what its values are: ``text`` (left-aligned, all others right-aligned), ``count``
-        (12,345), ``bytes`` (12.1 KiB), ``ms`` (three significant digits), ``ratio`` (0.45x) or
+        (12,345), ``bytes`` (12.1 KiB), ``ms`` (three significant digits), ``ratio`` (0.452x) or
         ``fraction`` (0.823).
     """
 
@@ -52,7 +52,7 @@ def format_cell(value: Cell, unit: Unit) -> str:
         case "ms":
             return _three_digits(value)
         case "ratio":
-            return f"{value:.2f}x"
+            return f"{_three_digits(value)}x"
         case "fraction":
             return f"{value:.3f}"
         case "count":
