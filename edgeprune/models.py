@@ -1,5 +1,6 @@
 """Load and save Keras models, and walk their kernels: Keras 3 and tf_keras alike."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+import numpy as np
 
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 from edgeprune.files import atomic_path
@@ -122,7 +125,7 @@ def flavour(model: Any) -> Flavour:
     return "keras" if keras_of(model).__name__ == "keras" else "tf_keras"
 
 
-def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: bool = False) -> Any:
+def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: bool = True) -> Any:
     """Load a .keras or HDF5 file with the Keras flavour that wrote it.
 
     Nothing in the file is run: layers that carry Python code are refused unless `unsafe`.
@@ -195,6 +198,30 @@ def _load_error(path: Path, error: Exception) -> EdgepruneError:
         f"model file {path} cannot be loaded ({first_line(error)}); it may be damaged: save it "
         "again, or load it in Python and pass the model"
     )
+
+
+def fingerprint(model: Any) -> str:
+    """Return the SHA-256 of a model's configuration and weights, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    try:
+        config = json.loads(model.to_json())
+    except (NotImplementedError, TypeError, ValueError):  # subclassed models may have none
+        config = type(model).__qualname__
+    digest.update(json.dumps(_lasting(config), sort_keys=True).encode())
+    for variable in model.weights:
+        values = np.asarray(variable)
+        digest.update(f"{values.shape} {values.dtype} ".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _lasting(config: Any) -> Any:
+    """Leave out of a configuration what differs from one run to the next."""
+    if isinstance(config, dict):
+        # Shared objects are numbered by their addresses; how a model is compiled is not the model.
+        passing = ("shared_object_id", "compile_config")
+        return {key: _lasting(value) for key, value in config.items() if key not in passing}
+    return [_lasting(value) for value in config] if isinstance(config, list) else config
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
