@@ -1,0 +1,5 @@
+"""Let `python -m edgeprune` run the command line."""
+
+from edgeprune.cli import main
+
+main()

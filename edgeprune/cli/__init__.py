@@ -1,0 +1,54 @@
+"""The `edgeprune` command: parse, call, print. TensorFlow loads inside the commands only."""
+
+import os
+import signal
+import sys
+
+import click
+
+from edgeprune import __version__
+from edgeprune.cli.benchmark import benchmark
+from edgeprune.cli.compress import compress
+from edgeprune.cli.convert import convert
+from edgeprune.cli.demo import demo
+from edgeprune.cli.doctor import doctor
+from edgeprune.cli.inspect import inspect
+from edgeprune.cli.quiet import quiet_native_logs
+from edgeprune.errors import EdgepruneError
+
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+class _Group(click.Group):
+    """Turns edgeprune's own errors into click's: one line on stderr, exit 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except EdgepruneError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeprune")
+def cli() -> None:
+    """Make Keras models small and fast on the device they will run on, and prove it."""
+
+
+for command in (benchmark, compress, convert, demo, doctor, inspect):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line as a process: quiet logs, the documented exit codes."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with quiet_native_logs():
+            status = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Error: interrupted; nothing half-written was left", err=True)
+        sys.exit(_INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)

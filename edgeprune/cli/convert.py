@@ -1,0 +1,182 @@
+"""`edgeprune convert`."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeprune.cli.options import PATH, json_option, unsafe_option
+
+if TYPE_CHECKING:
+    from edgeprune.export.artifact import Artifact
+
+
+class _Batch(click.ParamType[object]):
+    name = "N|dynamic"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        if value == "dynamic" or isinstance(value, int):
+            return value
+        if isinstance(value, str) and value.isdecimal() and int(value) > 0:
+            return int(value)
+        return self.fail(f"{value!r} is not a whole number above 0 or 'dynamic'", param, ctx)
+
+
+def _input_shapes(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """Read ``64,64,3`` (the only input) or ``image=64,64,3`` (one of several)."""
+    named: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        name, _, sizes = value.rpartition("=")
+        if not re.fullmatch(r"[1-9]\d*([,x][1-9]\d*)*", sizes) or name in named:
+            raise click.BadParameter(
+                f"{value!r} is not a shape without the batch, such as 64,64,3 or NAME=64,64,3"
+            )
+        named[name] = tuple(int(size) for size in re.split("[,x]", sizes))
+    if "" in named and len(named) > 1:
+        raise click.BadParameter("name every shape when there are several: NAME=64,64,3")
+    return named.get("", named or None)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="The .tflite file to write.")
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "float16", "dynamic", "int8", "int16x8"]),
+    default="none",
+    show_default=True,
+    help="How weights and activations are stored.",
+)
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Typical inputs, needed by int8 and int16x8: .npz, .npy or module:function.",
+)
+@click.option(
+    "--sparse",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Sparse encoding of the weights; auto keeps it when the file gets smaller.",
+)
+@click.option(
+    "--io",
+    type=click.Choice(["float", "int8"]),
+    default="float",
+    show_default=True,
+    help="Type of inputs and outputs of an int8 model.",
+)
+@click.option(
+    "--batch",
+    type=_Batch(),
+    default=1,
+    show_default=True,
+    help="Batch size to fix, or 'dynamic' to leave it free (slower).",
+)
+@click.option(
+    "--input-shape",
+    metavar="[NAME=]SHAPE",
+    multiple=True,
+    callback=_input_shapes,
+    help="Sizes of unknown dimensions, without the batch: 64,64,3. Repeat for several inputs.",
+)
+@click.option(
+    "--allow-select-ops",
+    is_flag=True,
+    help="Allow TensorFlow operators that need the bigger Flex runtime.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Largest error of the verification, as a fraction of the outputs' spread.",
+)
+@click.option("--no-verify", is_flag=True, help="Keep the file even if it was not compared.")
+@unsafe_option
+@json_option
+def convert(
+    model: Path,
+    output: Path,
+    quantize: str,
+    calibration: str | None,
+    sparse: str,
+    io: str,
+    batch: int | str,
+    input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None,
+    allow_select_ops: bool,
+    tolerance: float | None,
+    no_verify: bool,
+    unsafe: bool,
+    as_json: bool,
+) -> None:
+    """Convert a Keras MODEL to a verified .tflite file.
+
+    MODEL is a .keras or .h5 file of Keras 3 or tf_keras, or a SavedModel folder. Pruning
+    wrappers and quantization-aware layers are stripped first. The result is run beside the
+    Keras model; a file that computes something else is not kept.
+    """
+    from edgeprune.export.convert import convert as run
+
+    artifact = run(
+        model,
+        output,
+        quantize=quantize,
+        calibration=calibration,
+        sparse=sparse,
+        io=io,
+        batch=batch,
+        input_shape=input_shape,
+        allow_select_ops=allow_select_ops,
+        tolerance=tolerance,
+        verify=not no_verify,
+        unsafe=unsafe,
+    )
+    if as_json:
+        click.echo(json.dumps(_document(artifact), indent=2))
+    else:
+        click.echo(_summary(artifact))
+
+
+def _document(artifact: "Artifact") -> dict[str, object]:
+    verification = artifact.verification
+    return {
+        "output": str(artifact.path),
+        "bytes": artifact.bytes,
+        "gzip_bytes": artifact.gzip_bytes,
+        "quantization": artifact.quantization,
+        "sparsity": artifact.sparsity,
+        "verification": verification
+        and {
+            "samples": verification.samples,
+            "max_abs_error": verification.max_abs_error,
+            "argmax_agreement": verification.argmax_agreement,
+            "passed": verification.passed,
+        },
+    }
+
+
+def _summary(artifact: "Artifact") -> str:
+    from edgeprune.report.table import format_bytes
+
+    lines = [
+        f"{artifact.path}: {format_bytes(artifact.bytes)} "
+        f"({format_bytes(artifact.gzip_bytes)} gzip), quantization {artifact.quantization}, "
+        f"sparsity {artifact.sparsity:.3f}"
+    ]
+    if (verification := artifact.verification) is None:
+        return "\n".join([*lines, "not verified, as asked"])
+    agreement = (
+        ""
+        if verification.argmax_agreement is None
+        else f", same arg max on {verification.argmax_agreement:.1%}"
+    )
+    lines.append(
+        f"verified on {verification.samples} samples: max abs error "
+        f"{verification.max_abs_error:.2e}{agreement} (tolerance: {verification.tolerance})"
+    )
+    return "\n".join(lines)

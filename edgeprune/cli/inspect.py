@@ -1,0 +1,22 @@
+"""`edgeprune inspect`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from edgeprune.cli.options import PATH, json_option, unsafe_option
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@unsafe_option
+@json_option
+def inspect(model: Path, unsafe: bool, as_json: bool) -> None:
+    """Show what a MODEL (.tflite, .keras, .h5) is made of, layer by layer."""
+    from edgeprune.export.inspect import inspect as run
+
+    inspection = run(model, unsafe=unsafe)
+    if as_json:
+        click.echo(json.dumps(inspection.to_dict(), indent=2))
+        return

@@ -1,0 +1,42 @@
+"""Keep TensorFlow's native chatter off the terminal."""
+
+import faulthandler
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_native_logs() -> Iterator[None]:
+    """Send what native code writes to file descriptor 2 to a scratch file while inside.
+
+    TensorFlow logs from C++ before any of its own switches are read, so the descriptor itself
+    is turned away; Python's `sys.stderr` goes on to the terminal, and so does a crash report.
+    """
+    if not hasattr(sys.stderr, "fileno"):
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    outer = sys.stderr
+    with tempfile.TemporaryFile() as scratch:
+        os.dup2(scratch.fileno(), 2)
+        sys.stderr = os.fdopen(
+            terminal, "w", buffering=1, encoding=outer.encoding, errors="replace"
+        )
+        faulthandler.enable(sys.stderr)
+        for name in ("tensorflow", "absl", "tf_keras"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            sys.stderr.close()
+            sys.stderr = outer

@@ -1,0 +1,88 @@
+"""Train a user's model for a stage: their own loss and optimizer where they compiled one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgeprune.data import Dataset
+from edgeprune.models import keras_of
+from edgeprune.recipe import TrainingSpec
+from edgeprune.scoring import Array, task_of
+
+Progress = Callable[[str, float], None]
+_PREDICT_BATCH = 256
+
+
+def predict(model: Any, x: Any) -> Array:
+    """Return the model's output for every sample, (n, ...)."""
+    return np.asarray(model.predict(x, batch_size=_PREDICT_BATCH, verbose=0))
+
+
+def compile_like(model: Any, original: Any, data: Dataset, learning_rate: float | None) -> None:
+    """Compile `model` with the loss and a fresh optimizer of `original`, or sensible ones.
+
+    An original that was never compiled gets Adam and the loss that fits its targets:
+    cross-entropy of classifiers (from logits unless its outputs are probabilities), mean squared
+    error otherwise.
+    """
+    keras = keras_of(model)
+    compiled = getattr(original, "optimizer", None)
+    if compiled is not None and getattr(original, "loss", None) is not None:
+        # Built from its configuration: a used optimizer belongs to the variables of its model.
+        optimizer = type(compiled).from_config(compiled.get_config())
+        loss = original.loss
+    else:
+        optimizer = keras.optimizers.Adam()
+        loss = _loss(keras, original, data)
+    if learning_rate is not None:
+        optimizer.learning_rate = learning_rate
+    model.compile(optimizer=optimizer, loss=loss)
+
+
+def _loss(keras: Any, model: Any, data: Dataset) -> Any:
+    few = slice(0, _PREDICT_BATCH)
+    outputs = predict(model, data.x_val[few])
+    task = task_of(data.y_val[few], outputs)
+    if task == "regression":
+        return keras.losses.MeanSquaredError()
+    bounded = outputs.min() >= 0 and outputs.max() <= 1
+    if task == "binary":
+        return keras.losses.BinaryCrossentropy(from_logits=not bounded)
+    logits = not (bounded and np.allclose(outputs.sum(-1), 1, atol=1e-3))
+    if task == "one-hot":
+        return keras.losses.CategoricalCrossentropy(from_logits=logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
+
+
+def fit(
+    model: Any,
+    data: Dataset,
+    epochs: int,
+    spec: TrainingSpec,
+    callbacks: list[Any],
+    stage: str,
+    progress: Progress | None,
+) -> None:
+    """Run the model's own `fit`, telling `progress` (stage, fraction done)."""
+    keras = keras_of(model)
+    keras.utils.set_random_seed(spec.seed)
+    if progress is not None:
+        steps = -(-len(data.y) // spec.batch_size)
+        total = steps * epochs + 1  # the stage is done when its caller says so
+        done = 0
+
+        def count(batch: int, logs: Any = None) -> None:
+            nonlocal done
+            done += 1
+            progress(stage, done / total)
+
+        callbacks = [*callbacks, keras.callbacks.LambdaCallback(on_train_batch_end=count)]
+    model.fit(
+        data.x,
+        data.y,
+        batch_size=spec.batch_size,
+        epochs=epochs,
+        callbacks=callbacks,
+        verbose=0,
+    )
