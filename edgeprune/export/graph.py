@@ -157,8 +157,18 @@ class Subgraph:
     operators: tuple[Operator, ...]
 
     @cached_property
-    def _producers(self) -> dict[int, Operator]:
+    def producers(self) -> dict[int, Operator]:
+        """Tensor index -> the operator that computes it."""
         return {index: op for op in self.operators for index in op.outputs}
+
+    @cached_property
+    def consumers(self) -> dict[int, list[Operator]]:
+        """Tensor index -> the operators that read it, each once."""
+        found: dict[int, list[Operator]] = {}
+        for operator in self.operators:
+            for index in set(operator.inputs):
+                found.setdefault(index, []).append(operator)
+        return found
 
     def constant(self, index: int) -> Tensor | None:
         """Return the constant at a tensor index, looking through DEQUANTIZE and DENSIFY.
@@ -172,7 +182,7 @@ class Subgraph:
             tensor = self.tensors[index]
             if tensor.data is not None:
                 return tensor
-            producer = self._producers.get(index)
+            producer = self.producers.get(index)
             if producer is None or producer.name not in _DENSE_VIEWS or not producer.inputs:
                 return None
             index = producer.inputs[0]
