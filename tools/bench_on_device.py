@@ -31,6 +31,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -134,10 +135,18 @@ class Runtime:
                 "pip install 'numpy<2'",
                 "unsupported",
             )
-        if "select" in text.lower() or "custom op" in text.lower() or "Didn't find op" in text:
+        if "Select TensorFlow op" in text or "custom op" in text:
+            node = re.search(r"Node number \d+ \((\w+)\)", text)
             return BenchError(
-                f"{path}: {self.name} {self.version} lacks operators that this model needs "
-                f"({text}); convert it to builtin operators only",
+                f"{path}: {self.name} {self.version} lacks operator {node[1] if node else text}; "
+                "convert the model to builtin operators only",
+                "unsupported",
+            )
+        newer = re.search(r"opcode '(\w+)' version '(\d+)'", text)
+        if newer:
+            return BenchError(
+                f"{path}: {self.name} {self.version} lacks operator {newer[1]} version {newer[2]}; "
+                "install a newer runtime, or convert with an older TensorFlow",
                 "unsupported",
             )
         return BenchError(f"{path}: not a usable .tflite file ({text}); convert the model again")
@@ -273,9 +282,9 @@ def peak_memory():
 
 def run_alone(runtime, path, options):
     """Run `measure_alone` in a process of its own, and survive what kills that process."""
-    command = [sys.executable, str(Path(__file__).resolve()), str(path), "--alone"]
+    command = [sys.executable, str(Path(__file__).resolve()), "--alone"]
     command += ["--runtime", runtime.name, "--errors-as-json"]
-    command += ["--threads", str(options.threads), "--seed", str(options.seed)]
+    command += ["--threads", str(options.threads), "--seed", str(options.seed), "--", str(path)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from typing import Any, Literal, overload
 
 from edgeprune.report.table import Column, render
@@ -18,7 +17,6 @@ COLUMNS = (
     Column("init ms", "ms"),
     Column("first ms", "ms"),
     Column("memory", "bytes"),
-    Column("file", "bytes"),
 )
 
 
@@ -115,14 +113,13 @@ class ModelBenchmark:
             self.init_ms,
             self.first_ms,
             self.peak_memory_bytes,
-            self.bytes,
         )
 
     @property
     def setting(self) -> str:
         """What its figures share with others that may stand in the same table."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.kind} on {self.device}, {self.runtime} {self.runtime_version}, {threads}"
+        return f"{self.device}: {self.kind} with {self.runtime} {self.runtime_version}, {threads}"
 
 
 class Benchmark(Sequence[ModelBenchmark]):
@@ -163,15 +160,24 @@ class Benchmark(Sequence[ModelBenchmark]):
 
     def tables(self) -> Iterator[tuple[str, list[tuple[str | float | None, ...]]]]:
         """Yield (title, rows of `COLUMNS`): a table for each kind, device and runtime."""
-        for setting, group in groupby(self._results, key=lambda result: result.setting):
-            yield setting, [result.row for result in group]
+        for setting in dict.fromkeys(result.setting for result in self._results):
+            yield setting, [result.row for result in self._results if result.setting == setting]
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """Every warning once, in the order of the models."""
-        return tuple(dict.fromkeys(line for result in self._results for line in result.warnings))
+    def notes(self) -> tuple[str, ...]:
+        """What to know before trusting the figures, each a line, once."""
+        lines = [line for result in self._results for line in result.warnings]
+        for result in self._results[1:]:
+            low, high = result.relative_latency_interval or (0.0, 0.0)
+            if low <= 1.0 <= high:
+                lines.append(
+                    f"{result.model}: no difference from {self._results[0].model} was found "
+                    f"(95 % interval {low:.3f} to {high:.3f})"
+                )
+        return tuple(dict.fromkeys(lines))
 
     def __str__(self) -> str:
         parts = [render(COLUMNS, rows, title) for title, rows in self.tables()]
-        parts += ["\n".join(f"note: {line}" for line in self.warnings)] if self.warnings else []
+        if self.notes:
+            parts.append("\n".join(f"note: {line}" for line in self.notes))
         return "\n\n".join(parts)

@@ -5,7 +5,6 @@ only here do they become text: bytes as KiB and MiB, a missing figure as a dash.
 """
 
 import math
-import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -114,7 +113,7 @@ def print_table(
     from rich.text import Text
 
     heads, cells, right = _prepare(columns, rows)
-    console = Console(file=file, width=shutil.get_terminal_size().columns, highlight=False)
+    console = Console(file=file, highlight=False)
     if title:
         console.print(Text(title, style="bold"))
     first, *others = _widths(heads, cells)
@@ -183,7 +182,7 @@ def _rich_blocks(heads: list[str], cells: list[list[str]]) -> "Text":
     from rich.text import Text
 
     labels = max(map(_width, heads[1:]), default=0)
-    values = max(_widths(heads, cells)[1:], default=0)
+    values = max((_width(text) for row in cells for text in row[1:]), default=0)
     blocks = Text()
     for row in cells:
         blocks.append(row[0] + "\n", _FIRST_STYLE)
