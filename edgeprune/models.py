@@ -276,11 +276,15 @@ def kernels(model: Any) -> list[Kernel]:
     found: list[Kernel] = []
     seen: set[int] = set()
     names: set[str] = set()
+    held: dict[tuple[int, str], Any] = {}
     for path, layer in layers(model):
+        # TFMOT's quantizing wrapper takes the kernel's variable out of its layer and holds it.
+        for weight, *_ in getattr(layer, "_weight_vars", ()):
+            held[id(layer.layer), weight.name.rpartition("/")[2].partition(":")[0]] = weight
         for attribute, kind, axes in _kernel_attributes(layer):
             # A getattr on a Keras 3 layer whose LoRA or integer kernel is merged on the fly
             # gives a tensor; only variables can be changed in place.
-            variable = getattr(layer, attribute, None)
+            variable = held.get((id(layer), attribute), getattr(layer, attribute, None))
             if variable is None or not hasattr(variable, "assign") or id(variable) in seen:
                 continue
             if "float" not in str(variable.dtype):

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 from edgeprune import models
 from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.quantization.names import skipped_layers
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,18 @@ def quantize_aware(model: Any, skip: Iterable[str] = ()) -> Any:
 
         return tfmot.quantize_aware(model, skip)
     _check(model)
-    skipped = _skipped(model, skip)
-    return _quantize_aware(model, skipped)
+    return _quantize_aware(model, skipped_layers(model, skip))
 
 
 def float_layers(model: Any) -> tuple[str, ...]:
-    """List the layers of an aware Keras 3 model that compute in float, as ``name (Class)``.
+    """List the layers of an aware model that compute in float, as ``name (Class)``.
 
     They are the layers that edgeprune has no int8 form for, and those that were skipped.
     """
+    if models.flavour(model) == "tf_keras":
+        from edgeprune.quantization import tfmot
+
+        return tfmot.float_layers(model)
     from edgeprune.quantization.layers import ActivationRange, GridLayer
     from edgeprune.quantization.placement import is_container, kind
 
@@ -92,25 +95,6 @@ def _check(model: Any) -> None:
             f"model '{model.name}' is quantization-aware already; fit it as it is, or strip it "
             "first"
         )
-
-
-def _skipped(model: Any, skip: tuple[str, ...]) -> frozenset[int]:
-    found: set[int] = set()
-    listed = list(models.layers(model))
-    for pattern in skip:
-        matches = {
-            id(layer)
-            for path, layer in listed
-            if any(fnmatchcase(name, pattern) for name in (path, layer.name, type(layer).__name__))
-        }
-        if not matches:
-            raise InputError(
-                f"skip={pattern!r} matches no layer of model '{model.name}'; its layers are "
-                + ", ".join(path for path, _ in listed[:8])
-                + (", ..." if len(listed) > 8 else "")
-            )
-        found |= matches
-    return frozenset(found)
 
 
 def _quantize_aware(model: Any, skipped: frozenset[int]) -> Any:
