@@ -1,0 +1,121 @@
+"""Masks on the device: hold zeros in place, in the graph of the training step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from edgeprune import models
+from edgeprune.sparsity.patterns import Mask
+
+keras: Any = models.import_keras()
+
+# From this size on, XLA's fused pass over weight and mask, which also writes in place, saves
+# more than its launch costs (some 50 us); below, a plain select is quicker, and needs no compiling.
+_XLA_MIN_SIZE = 1 << 17
+
+
+class HeldMasks:
+    """One bool mask a kernel, True where a weight is kept, beside the kernel on its device.
+
+    A step moves 9 bytes a weight: it reads weight and mask and writes the weight.
+
+    Args:
+      kernels: the kernels to hold; masks start all True.
+      optimizer: its moving averages of these kernels, if it keeps any, are held as well, since
+        they replace the weights at the end of training.
+      strategy: the model's `tf.distribute` strategy; a mask is mirrored as its kernel is.
+
+    Attributes:
+      kernels: as given.
+      values: the masks, on the host.
+      size: weights under masks.
+      zeros: those that the masks keep at zero.
+      sparsity: `zeros` as a fraction of `size`.
+    """
+
+    def __init__(self, kernels: Sequence[models.Kernel], optimizer: Any, strategy: Any) -> None:
+        self.kernels = list(kernels)
+        self._optimizer = optimizer
+        self._strategy = strategy
+        # One for these variables alone: its traces must not outlive them.
+        self._select_fused = tf.function(_select, jit_compile=True)
+        with strategy.scope(), tf.init_scope():
+            self._masks = [
+                tf.Variable(tf.ones(kernel.variable.shape, tf.bool), trainable=False)
+                for kernel in self.kernels
+            ]
+        self.values: list[Mask] = [np.ones(mask.shape, np.bool_) for mask in self._masks]
+        self._count()
+
+    def _count(self) -> None:
+        self.size = sum(mask.size for mask in self.values)
+        self.zeros = self.size - sum(int(np.count_nonzero(mask)) for mask in self.values)
+        self.sparsity = self.zeros / self.size if self.size else 0.0
+
+    def weights(self) -> list[np.ndarray[Any, Any]]:
+        """Copy the kernels to the host."""
+        return [kernel.variable.numpy() for kernel in self.kernels]
+
+    def set(self, masks: Sequence[Mask]) -> None:
+        """Replace every mask, and zero the weights that the new ones drop."""
+        for index, mask in enumerate(masks):
+            if not np.array_equal(mask, self.values[index]):
+                self._masks[index].assign(mask)
+        self.values = list(masks)
+        self._count()
+        self.hold()
+
+    def hold(self) -> None:
+        """Zero what the masks drop; may be traced into the graph of a training step."""
+        replica = tf.distribute.get_replica_context()
+        if replica is None or self._strategy.num_replicas_in_sync == 1:
+            self._hold(self._strategy)
+        else:
+            replica.merge_call(self._hold)
+
+    def _hold(self, strategy: Any) -> None:
+        for kernel, mask in zip(self.kernels, self._masks, strict=True):
+            average = moving_average(self._optimizer, kernel.variable)
+            for variable in (native(kernel.variable), average):
+                if variable is None:
+                    continue
+                if strategy.num_replicas_in_sync == 1:
+                    self._zero(variable, mask)
+                else:
+                    strategy.extended.update(variable, self._zero, args=(mask,), group=False)
+
+    def _zero(self, variable: Any, mask: Any) -> None:
+        if variable.shape.num_elements() >= _XLA_MIN_SIZE:
+            self._select_fused(variable, mask)
+        else:
+            _select(variable, mask)
+
+
+def _select(variable: Any, mask: Any) -> None:
+    # A select, not a product: a product would leave -0.0 behind, and NaN.
+    variable.assign(tf.where(mask, variable, tf.zeros([], variable.dtype)))
+
+
+def native(variable: Any) -> Any:
+    """Return the `tf.Variable` (or mirrored one) inside a `keras.Variable` or an autocast one."""
+    if isinstance(variable, keras.Variable):
+        return variable.value
+    return getattr(variable, "_variable", variable)
+
+
+def moving_average(optimizer: Any, variable: Any) -> Any:
+    """Return the average that an optimizer with `use_ema` keeps of a weight, or None."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(optimizer, "use_ema", False):
+        return None
+    # Private in both flavours, but Keras' own SwapEMAWeights reads the same list.
+    averages = getattr(optimizer, "_model_variables_moving_average", None)
+    if not averages:
+        return None
+    if isinstance(variable, keras.Variable):
+        average = averages[optimizer._get_variable_index(variable)]
+    else:
+        average = averages[optimizer._index_dict[optimizer._var_key(variable)]]
+    return None if average is None else native(average)
