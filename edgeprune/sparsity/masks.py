@@ -39,13 +39,20 @@ class HeldMasks:
         self.kernels = list(kernels)
         self._optimizer = optimizer
         self._strategy = strategy
-        # One for these variables alone: its traces must not outlive them.
-        self._select_fused = tf.function(_select, jit_compile=True)
         with strategy.scope(), tf.init_scope():
             self._masks = [
                 tf.Variable(tf.ones(kernel.variable.shape, tf.bool), trainable=False)
                 for kernel in self.kernels
             ]
+        # XLA cannot reach the variables of other replicas. One function a kernel, since TensorFlow
+        # takes many traces of one for a mistake.
+        alone = strategy.num_replicas_in_sync == 1
+        self._zero = [
+            tf.function(_select, jit_compile=True)
+            if alone and mask.shape.num_elements() >= _XLA_MIN_SIZE
+            else _select
+            for mask in self._masks
+        ]
         self.values: list[Mask] = [np.ones(mask.shape, np.bool_) for mask in self._masks]
         self._count()
 
@@ -76,21 +83,15 @@ class HeldMasks:
             replica.merge_call(self._hold)
 
     def _hold(self, strategy: Any) -> None:
-        for kernel, mask in zip(self.kernels, self._masks, strict=True):
+        for kernel, mask, zero in zip(self.kernels, self._masks, self._zero, strict=True):
             average = moving_average(self._optimizer, kernel.variable)
             for variable in (native(kernel.variable), average):
                 if variable is None:
                     continue
                 if strategy.num_replicas_in_sync == 1:
-                    self._zero(variable, mask)
+                    zero(variable, mask)
                 else:
-                    strategy.extended.update(variable, self._zero, args=(mask,), group=False)
-
-    def _zero(self, variable: Any, mask: Any) -> None:
-        if variable.shape.num_elements() >= _XLA_MIN_SIZE:
-            self._select_fused(variable, mask)
-        else:
-            _select(variable, mask)
+                    strategy.extended.update(variable, zero, args=(mask,), group=False)
 
 
 def _select(variable: Any, mask: Any) -> None:
