@@ -269,5 +269,6 @@ def _as_inputs(x: Any, inputs: Sequence[InputSpec], name: str) -> Array | dict[s
 
 def _pick(x: Inputs, chosen: npt.NDArray[Any]) -> Inputs:
     if isinstance(x, np.ndarray):
-        return x[chosen]
+        picked: Array = x[chosen]
+        return picked
     return {name: values[chosen] for name, values in x.items()}

@@ -21,33 +21,55 @@ def atomic_path(target: Path) -> Iterator[Path]:
       InputError: the folder does not exist or cannot be written.
       EdgepruneError: the disk is full or fails while writing.
     """
+    with atomic_paths(target) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def atomic_paths(*targets: Path) -> Iterator[tuple[Path, ...]]:
+    """Like `atomic_path` for files that belong together: all take their names, or none does.
+
+    Raises:
+      InputError: a folder does not exist or cannot be written.
+      EdgepruneError: the disk is full or fails while writing.
+    """
+    temporaries: list[Path] = []
+    try:
+        for target in targets:
+            temporaries.append(_temporary(target))
+        try:
+            yield tuple(temporaries)
+            # mkstemp makes files private; a result gets the permissions any new file would have.
+            mask = os.umask(0)
+            os.umask(mask)
+            for temporary in temporaries:
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+                temporary.chmod(0o666 & ~mask)
+            for temporary, target in zip(temporaries, targets, strict=True):
+                temporary.replace(target)
+        except OSError as error:
+            raise EdgepruneError(
+                f"writing {target} failed: {error.strerror or error}; nothing was left behind"
+            ) from error
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(target: Path) -> Path:
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a directory; name a file")
     try:
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
         )
-        os.close(handle)
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror}; choose an output in a folder you may write"
         ) from error
-    temporary = Path(name)
-    try:
-        if target.is_dir():
-            raise InputError(f"cannot write {target}: it is a directory; name a file")
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes the file private; a result gets the permissions any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
-    except OSError as error:
-        raise EdgepruneError(
-            f"writing {target} failed: {error.strerror or error}; nothing was left behind"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    os.close(handle)
+    return Path(name)
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,246 @@
+"""Turn a Keras model into a verified .tflite file."""
+
+import gzip
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune import __version__, models
+from edgeprune.data import load_calibration
+from edgeprune.errors import EdgepruneError, InputError, VerificationError
+from edgeprune.export import tflite
+from edgeprune.export.artifact import Artifact, Verification
+from edgeprune.export.converter import to_tflite
+from edgeprune.export.encode import Sparse, encode_sparse
+from edgeprune.export.program import Program, Shapes, program_of, saved_program
+from edgeprune.export.strip import strip
+from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
+from edgeprune.export.verify import verify as compare
+from edgeprune.files import atomic_paths, sha256
+
+Array = npt.NDArray[Any]
+
+MODES = ("none", "float16", "dynamic", "int8", "int16x8")
+_CALIBRATED = ("int8", "int16x8")
+# Random token ids stay below every vocabulary; a model without one gets zeros and ones.
+_FEW_TOKENS = 2
+# An encoded file may round differently from a dense one, in other kernels.
+_SAME = 1e-4
+
+
+def convert(
+    model: Any,
+    output: str | os.PathLike[str],
+    *,
+    quantize: str = "none",
+    calibration: Any = None,
+    batch: int | Literal["dynamic"] = 1,
+    input_shape: Shapes | None = None,
+    io: str = "float",
+    sparse: Sparse = "auto",
+    verify: bool = True,
+    tolerance: float | None = None,
+    allow_select_ops: bool = False,
+    unsafe: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Artifact:
+    """Strip a model, convert it, verify the result and write it with its record.
+
+    Args:
+      model: a .keras or .h5 file of either Keras flavour, a SavedModel directory, or a model in
+        memory; quantize-aware and TFMOT-wrapped models are stripped first.
+      output: the .tflite file to write. ``<output>.json`` beside it records how it was made. Both
+        appear, or neither does, and files that were there before stay.
+      quantize: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``. Operators that have
+        no integer kernel stay in float.
+      calibration: samples of the inputs, which int8 and int16x8 need; see
+        `edgeprune.data.load_calibration`. The verification runs on them too.
+      batch: batch size to fix, or ``dynamic`` to leave it free, which most runtimes pay for.
+      input_shape: free dimensions of a sample, without the batch; by input name if several.
+      io: ``float``, or ``int8`` for an int8 model that takes and gives integers.
+      sparse: sparse encoding of the weights: ``auto`` where it makes the file smaller and the
+        interpreter computes the same, ``on`` or ``off``.
+      verify: run the file beside the Keras model, and keep it only if they agree.
+      tolerance: of the verification, in place of the mode's own; see `edgeprune.export.verify`.
+      allow_select_ops: let operators that TFLite lacks use TensorFlow's (Flex) kernels.
+      unsafe: load model files that carry Python code, such as Lambda layers.
+      progress: called with the name of each step as it begins.
+
+    Raises:
+      InputError: the model, the data, an argument or the output cannot be used.
+      UnsupportedError: the model cannot be converted like this; what stands in the way is named.
+      VerificationError: the file computes something else than the model, or cannot be run.
+    """
+    output = Path(output)
+    _check_arguments(model, output, quantize, calibration, io, sparse, tolerance)
+    tell = progress or (lambda step: None)
+    tell("load")
+    source, program = _program(model, unsafe)
+    program = program.fixed(batch, input_shape)
+    columns = None if calibration is None else load_calibration(calibration, program.inputs)
+    with atomic_paths(output, _record_path(output)) as (temporary, temporary_record):
+        tell("convert")
+        content = to_tflite(
+            program,
+            quantize,
+            columns,
+            integer_io=io == "int8",
+            allow_select_ops=allow_select_ops,
+        )
+        tell("verify" if verify else "encode")
+        samples = verification_samples(program, columns, _token_limit(program))
+        content, encoding = encode_sparse(
+            content, sparse, lambda encoded: _same(content, encoded, program, samples)
+        )
+        verification = None
+        if verify:
+            interpreter = Interpreter(content, select_ops=allow_select_ops)
+            expected = reference(program, samples)
+            verification = compare(program, interpreter, samples, expected, quantize, tolerance)
+            if not verification.passed:
+                raise VerificationError(_failed(verification))
+        graph = tflite.read(content)
+        artifact = Artifact(
+            path=output,
+            sha256=hashlib.sha256(content).hexdigest(),
+            bytes=len(content),
+            gzip_bytes=len(gzip.compress(content, 9)),
+            quantization=quantize,
+            sparsity=graph.sparsity,
+            verification=verification,
+            made_by={
+                "source": source,
+                "recipe": {
+                    "quantize": quantize,
+                    "io": io,
+                    "batch": batch,
+                    "sparse": sparse,
+                    "allow_select_ops": allow_select_ops,
+                },
+                "inputs": [asdict(spec) for spec in program.inputs],
+                "outputs": list(program.outputs),
+                "weights_encoding": encoding,
+                "calibration_samples": 0 if columns is None else len(columns[0]),
+                "verified_on": _verified_on(verify, columns),
+                "versions": _versions(),
+            },
+        )
+        tell("write")
+        temporary.write_bytes(content)
+        temporary_record.write_text(artifact.to_json(), encoding="utf-8")
+    return artifact
+
+
+def _check_arguments(
+    model: Any,
+    output: Path,
+    quantize: str,
+    calibration: Any,
+    io: str,
+    sparse: str,
+    tolerance: float | None,
+) -> None:
+    if quantize not in MODES:
+        raise InputError(f"unknown quantization '{quantize}'; supported: {', '.join(MODES)}")
+    if io not in ("float", "int8"):
+        raise InputError(f"unknown io '{io}'; supported: float, int8")
+    if io == "int8" and quantize != "int8":
+        raise InputError(
+            f"io 'int8' goes with quantize 'int8', got '{quantize}'; set one or the other"
+        )
+    if sparse not in ("auto", "on", "off"):
+        raise InputError(f"unknown sparse encoding '{sparse}'; supported: auto, on, off")
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError(f"tolerance must be 0 or more, got {tolerance:g}")
+    if output.suffix != ".tflite":
+        raise InputError(f"output {output} must end in .tflite")
+    if isinstance(model, str | os.PathLike) and Path(model).resolve() == output.resolve():
+        raise InputError(f"output {output} is the model itself; name another file")
+    if quantize in _CALIBRATED and calibration is None:
+        raise InputError(
+            f"{quantize} quantization needs calibration data, typical inputs that set the "
+            "activations' ranges; give an .npz, .npy or module:function (--calibration), or "
+            "arrays in Python"
+        )
+
+
+def _program(model: Any, unsafe: bool) -> tuple[dict[str, str], Program]:
+    """Load and strip what is to be converted; also say where it came from."""
+    if not isinstance(model, str | os.PathLike):
+        models.keras_of(model)
+        return {"model": f"{type(model).__name__} '{model.name}' in memory"}, _stripped(model)
+    path = Path(model)
+    if (path / "saved_model.pb").is_file():
+        digest = hashlib.sha256()
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
+        return {"model": path.name, "sha256": digest.hexdigest()}, saved_program(path)
+    loaded = models.load_model(path, unsafe=unsafe, compile=False)
+    return {"model": path.name, "sha256": sha256(path)}, _stripped(loaded)
+
+
+def _stripped(model: Any) -> Program:
+    return program_of(strip(model))
+
+
+def _token_limit(program: Program) -> int:
+    """Return the smallest vocabulary among a Keras model's embeddings."""
+    if not hasattr(program.owner, "layers"):
+        return _FEW_TOKENS
+    sizes = [
+        int(layer.input_dim)
+        for _, layer in models.layers(program.owner)
+        if isinstance(getattr(layer, "input_dim", None), int)
+    ]
+    return min(sizes, default=_FEW_TOKENS)
+
+
+def _same(dense: bytes, encoded: bytes, program: Program, samples: Sequence[Array]) -> bool:
+    """Tell whether an encoded file runs, and gives what the dense one gives."""
+    few = [column[:8] for column in samples]
+    try:
+        expected = run_columns(Interpreter(dense), program.inputs, few)
+        got = run_columns(Interpreter(encoded), program.inputs, few)
+    except (EdgepruneError, RuntimeError, ValueError):
+        return False
+    return all(
+        float(np.abs(got[name] - want.astype(np.float64)).max(initial=0.0))
+        <= _SAME * float(np.abs(want).max(initial=0.0))
+        for name, want in expected.items()
+    )
+
+
+def _failed(verification: Verification) -> str:
+    agreement = verification.argmax_agreement
+    return (
+        f"the converted model does not compute what the Keras model computes: max abs error "
+        f"{verification.max_abs_error:.3g} on {verification.samples} samples"
+        + ("" if agreement is None else f", arg max the same on {agreement:.1%}")
+        + f" (tolerance: {verification.tolerance}); no file was written. Try a finer quantization "
+        "or more typical calibration data; --tolerance or --no-verify accepts it"
+    )
+
+
+def _verified_on(verify: bool, columns: Sequence[Array] | None) -> str:
+    if not verify:
+        return "nothing, as asked"
+    return "random inputs, seed 0" if columns is None else "calibration samples"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"edgeprune": __version__}
+    for package in ("tensorflow", "keras", "tf_keras", "ai-edge-litert", "numpy"):
+        versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _record_path(output: Path) -> Path:
+    return output.with_name(output.name + ".json")

@@ -1,0 +1,67 @@
+"""Store the zeros of pruned weights as indices: TFLite's sparse encoding, where it pays."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from edgeprune.errors import UnsupportedError
+from edgeprune.export import tflite
+from edgeprune.export.native import captured_stderr
+
+Sparse = Literal["auto", "on", "off"]
+
+# Below this fraction of zeros the converter's pass leaves a weight dense (kMinSparsityLevel in
+# tensorflow/compiler/mlir/lite/transforms/dense_to_sparse_pass.cc).
+_MIN_SPARSITY = 0.3
+
+
+def encode_sparse(
+    content: bytes, sparse: Sparse, matches: Callable[[bytes], bool]
+) -> tuple[bytes, str]:
+    """Encode the weights of a .tflite file sparsely.
+
+    Args:
+      content: of a dense file.
+      sparse: ``off`` leaves it as it is; ``auto`` encodes where that makes the file smaller and
+        the interpreter computes the same; ``on`` encodes, or fails.
+      matches: tells whether the interpreter loads an encoded file and computes the same.
+
+    Returns:
+      The content, and in words whether it is encoded, or why not.
+
+    Raises:
+      UnsupportedError: ``on``, and nothing can be encoded so that the interpreter runs it.
+
+    Source: `tf.lite.Optimize.EXPERIMENTAL_SPARSITY`, whose pass this runs on the finished file, so
+    that no second conversion is needed to compare.
+    """
+    if sparse == "off":
+        return content, "off"
+    encoded, reason = _encode(content, matches)
+    if encoded is None:
+        if sparse == "on":
+            raise UnsupportedError(
+                f"the weights cannot be encoded sparsely: {reason}; leave out --sparse on"
+            )
+        return content, f"dense: {reason}"
+    if sparse == "auto" and len(encoded) >= len(content):
+        return content, f"dense: sparse encoding takes {len(encoded)} bytes, not {len(content)}"
+    return encoded, "sparse"
+
+
+def _encode(content: bytes, matches: Callable[[bytes], bool]) -> tuple[bytes | None, str]:
+    weights = tflite.read(content).weights()
+    highest = max((weight.zeros() / max(weight.entries, 1) for weight in weights), default=0.0)
+    if highest < _MIN_SPARSITY:
+        return None, f"no weight has {_MIN_SPARSITY:.0%} zeros (the highest: {highest:.1%})"
+    from tensorflow.lite.python.convert import mlir_sparsify
+
+    with captured_stderr():
+        try:
+            encoded = bytes(mlir_sparsify(content))
+        except Exception as error:  # the pass raises whatever it runs into
+            return None, f"TensorFlow's encoder failed ({type(error).__name__})"
+    if all(weight.sparsity is None for weight in tflite.read(encoded).weights()):
+        return None, "TensorFlow's encoder found no weight of a kind that it encodes"
+    if not matches(encoded):
+        return None, "the interpreter does not run the encoded file (it does for float weights)"
+    return encoded, ""

@@ -1,0 +1,317 @@
+"""Run a .tflite file beside the Keras model that it was made from, and compare."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.errors import InputError, VerificationError
+from edgeprune.export import tflite
+from edgeprune.export.artifact import Verification
+from edgeprune.export.native import captured_stderr
+from edgeprune.export.program import Program
+from edgeprune.inputs import InputSpec
+from edgeprune.modelfiles import first_line
+from edgeprune.samples import batches, collect, evenly_spaced, fit_inputs
+
+Array = npt.NDArray[Any]
+
+_MAX_SAMPLES = 256
+_MIN_SAMPLES = 8
+# Samples are few where they are large: a 224x224x3 image costs what 256 small rows do.
+_MAX_ENTRIES = 2**20
+_SEED = 0
+
+
+class Interpreter:
+    """A .tflite file in the interpreter, on one thread, called by input names.
+
+    Inputs and outputs are real values: an int8 file's are quantized and dequantized here.
+    """
+
+    def __init__(self, content: bytes, *, select_ops: bool = False) -> None:
+        """Load a file.
+
+        Raises:
+          VerificationError: the interpreter refuses it.
+        """
+        with captured_stderr():
+            try:
+                self._interpreter = _interpreter_class(select_ops)(
+                    model_content=content, num_threads=1
+                )
+                # The runner allocates when it is first called, and later errors are harder to tell.
+                self._interpreter.allocate_tensors()
+                self._runner = self._interpreter.get_signature_runner()
+            except (RuntimeError, ValueError) as error:
+                raise VerificationError(
+                    f"the interpreter refuses the converted model: {first_line(error)}"
+                ) from error
+        self._graph = tflite.read(content).subgraphs[0]
+        self._inputs = self._runner.get_input_details()
+        self._outputs = self._runner.get_output_details()
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What it takes, in the file's own order; integers stand for floats if quantized."""
+        order = {
+            detail["name"]: n for n, detail in enumerate(self._interpreter.get_input_details())
+        }
+        names = sorted(self._inputs, key=lambda name: order[self._inputs[name]["name"]])
+        return [
+            InputSpec(
+                name,
+                tuple(None if size < 0 else int(size) for size in detail["shape_signature"]),
+                "float32" if detail["quantization"][0] else np.dtype(detail["dtype"]).name,
+            )
+            for name in names
+            for detail in [self._inputs[name]]
+        ]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs."""
+        return list(self._outputs)
+
+    def steps(self) -> dict[str, float]:
+        """Return every output's quantization step, also behind a last DEQUANTIZE; else 0.0."""
+        graph = self._graph
+        producers = {index: op for op in graph.operators for index in op.outputs}
+        steps = {}
+        for name, detail in self._outputs.items():
+            index = detail["index"]
+            producer = producers.get(index)
+            if producer is not None and producer.name == "DEQUANTIZE":
+                index = producer.inputs[0]
+            quantization = graph.tensors[index].quantization
+            steps[name] = 0.0 if quantization is None else float(quantization.scale.max())
+        return steps
+
+    def __call__(self, samples: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; a free batch dimension takes any size."""
+        given = {name: _quantized(samples[name], self._inputs[name]) for name in self._inputs}
+        results = self._runner(**given)
+        return {name: _dequantized(results[name], self._outputs[name]) for name in self._outputs}
+
+
+def _interpreter_class(select_ops: bool) -> Any:
+    if select_ops:  # only the whole of TensorFlow carries the select operators
+        import tensorflow as tf
+
+        return tf.lite.Interpreter
+    from ai_edge_litert.interpreter import Interpreter as LiteInterpreter
+
+    return LiteInterpreter
+
+
+def _quantized(values: Array, detail: dict[str, Any]) -> Array:
+    dtype = np.dtype(detail["dtype"])
+    scale, zero_point = detail["quantization"]
+    if not scale or values.dtype.kind != "f":
+        return values.astype(dtype, copy=False)
+    limits = np.iinfo(dtype)
+    integers: Array = np.clip(np.round(values / scale) + zero_point, limits.min, limits.max)
+    return integers.astype(dtype)
+
+
+def _dequantized(values: Array, detail: dict[str, Any]) -> Array:
+    scale, zero_point = detail["quantization"]
+    if not scale:
+        return values
+    real: Array = (values.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+    return real
+
+
+def run_tflite(model: str | os.PathLike[str] | bytes, x: Any) -> Array:
+    """Run a .tflite file of one output on samples, on this machine.
+
+    Args:
+      model: the file, or its content; it has a signature, as every converted file has.
+      x: (n, ...) samples of the one input, or a mapping by name or a sequence of them. Integers
+        become floats where the file takes floats.
+
+    Returns:
+      (n, ...) outputs, real values also where the file is quantized.
+
+    Raises:
+      InputError: the samples do not fit, or there are several outputs.
+      VerificationError: the interpreter refuses the file.
+    """
+    interpreter = Interpreter(model if isinstance(model, bytes) else Path(model).read_bytes())
+    if len(interpreter.outputs) != 1:
+        raise InputError(
+            f"the model has {len(interpreter.outputs)} outputs "
+            f"({', '.join(interpreter.outputs)}); one is supported here"
+        )
+    inputs = interpreter.inputs
+    columns = fit_inputs(collect(x, inputs, "samples"), inputs, "samples", integers_to_floats=True)
+    return run_columns(interpreter, inputs, columns)[interpreter.outputs[0]]
+
+
+def run_columns(
+    run: Interpreter, inputs: Sequence[InputSpec], columns: Sequence[Array]
+) -> dict[str, Array]:
+    """Run samples batch by batch, and join the outputs.
+
+    Args:
+      run: the interpreter.
+      inputs: names and shapes; a fixed first dimension is the batch.
+      columns: one array (n, ...) an input.
+    """
+    total = len(columns[0])
+    size = _batch(inputs) or total
+    names = [spec.name for spec in inputs]
+    return _joined(
+        (run(dict(zip(names, batch, strict=True))) for batch in batches(columns, size)),
+        size,
+        total,
+    )
+
+
+def _batch(inputs: Sequence[InputSpec]) -> int | None:
+    return inputs[0].shape[0] if inputs[0].shape else 1
+
+
+def _joined(results: Any, size: int, total: int) -> dict[str, Array]:
+    parts: dict[str, list[Array]] = {}
+    for result in results:
+        for name, values in result.items():
+            # An output that has no batch dimension counts as one row a batch.
+            rows = values if values.ndim and len(values) == size else values[None]
+            parts.setdefault(name, []).append(rows)
+    return {name: np.concatenate(rows)[:total] for name, rows in parts.items()}
+
+
+def verification_samples(
+    program: Program, calibration: Sequence[Array] | None, token_limit: int
+) -> list[Array]:
+    """Choose what to verify on: calibration samples, or else seeded random inputs.
+
+    Random floats are standard normal, random integers lie in [0, token_limit), or in the dtype's
+    range for 8 bits.
+
+    Returns:
+      One array (n, ...) an input, n between 8 and 256; as few as there are of calibration samples.
+    """
+    entries = max(int(np.prod([size or 1 for size in s.shape[1:]])) for s in program.inputs)
+    wanted = min(_MAX_SAMPLES, max(_MIN_SAMPLES, _MAX_ENTRIES // max(entries, 1)))
+    if calibration is not None:
+        chosen = evenly_spaced(len(calibration[0]), wanted)
+        return [column[chosen] for column in calibration]
+    rng = np.random.default_rng(_SEED)
+    return [_random(rng, spec, wanted, token_limit) for spec in program.inputs]
+
+
+def _random(rng: np.random.Generator, spec: InputSpec, count: int, limit: int) -> Array:
+    shape = (count, *(size or 1 for size in spec.shape[1:]))
+    if spec.dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    dtype = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    high = np.iinfo(dtype).max + 1 if dtype.itemsize == 1 else limit
+    return rng.integers(0, high, shape).astype(dtype)
+
+
+# Root mean square error allowed, as a fraction of the standard deviation of the Keras outputs.
+# Ordinary models stay below a third of this, models with a damaged kernel lie above.
+_BOUND = {"none": 1e-3, "float16": 1e-2, "dynamic": 0.1, "int8": 0.3, "int16x8": 0.1}
+# Outputs that hardly vary (untrained models) drown in rounding: an error below this fraction of
+# the largest output, or of two output steps where the file's outputs are quantized, is none.
+_ROUNDING = {"none": 1e-5, "float16": 1e-3, "dynamic": 1e-3, "int8": 1e-3, "int16x8": 1e-3}
+_STEPS = 2
+
+
+def verify(
+    program: Program,
+    interpreter: Interpreter,
+    samples: Sequence[Array],
+    expected: Mapping[str, Array],
+    quantize: str,
+    tolerance: float | None = None,
+) -> Verification:
+    """Run a converted model on samples, and compare it with what the Keras model gave.
+
+    Args:
+      program: what was converted; its inputs name and shape the samples.
+      interpreter: the converted model.
+      samples: one array (n, ...) an input.
+      expected: the Keras model's outputs (n, ...) by name, from `reference`.
+      quantize: how it was converted, which decides the tolerance.
+      tolerance: root mean square error allowed, as a fraction of the standard deviation of the
+        Keras model's outputs; None takes the mode's own: 0.001 of none, 0.01 of float16, 0.1 of
+        dynamic and int16x8, 0.3 of int8. Errors that are mere rounding always pass: up to two
+        quantization steps of the output, or 1e-5 (none) or 1e-3 of the largest output.
+
+    Returns:
+      The figures, passed or not. The arg max is compared in models of one output of shape
+      (n, classes), classes > 1, unless that is also the shape of the input (an autoencoder).
+    """
+    got = run_columns(interpreter, program.inputs, samples)
+    bound = _BOUND[quantize] if tolerance is None else tolerance
+    steps = interpreter.steps()
+    worst = 0.0
+    passed = True
+    limits: list[str] = []
+    for name, want in expected.items():
+        error = got[name].astype(np.float64) - want
+        largest = float(np.abs(error).max(initial=0.0))
+        rms = float(np.sqrt(np.mean(error**2)))
+        spread = float(np.std(want.astype(np.float64)))
+        rounding = max(
+            _STEPS * steps[name], _ROUNDING[quantize] * float(np.abs(want).max(initial=0.0))
+        )
+        # NaN fails every comparison.
+        passed &= rms <= bound * spread or largest <= rounding
+        worst = largest if not largest <= worst else worst
+        limits.append(
+            f"{name}: rms {rms:.3g} <= {bound:g} x spread {spread:.3g}, or max <= {rounding:.3g}"
+        )
+    return Verification(
+        samples=len(samples[0]),
+        max_abs_error=worst,
+        argmax_agreement=_agreement(program, expected, got),
+        tolerance="; ".join(limits),
+        passed=bool(passed),
+    )
+
+
+def reference(program: Program, samples: Sequence[Array]) -> dict[str, Array]:
+    """Compute the Keras model's outputs (n, ...) by name, in one batch where it takes one.
+
+    Raises:
+      VerificationError: an output is NaN or infinite, so that nothing can be compared.
+    """
+    total = len(samples[0])
+    # A model built for one batch size computes only that.
+    size = _batch(program.inputs) if program.fixed_batch else None
+    outputs = _joined(
+        (
+            dict(zip(program.outputs, program.run(batch), strict=True))
+            for batch in batches(samples, size or total)
+        ),
+        size or total,
+        total,
+    )
+    for name, values in outputs.items():
+        bad = values.size - int(np.isfinite(values).sum())
+        if bad:
+            raise VerificationError(
+                f"the Keras model itself gives {bad} NaN or infinite values of {values.size} in "
+                f"output '{name}', so nothing can be compared; mend the model, or pass "
+                "--no-verify"
+            )
+    return outputs
+
+
+def _agreement(
+    program: Program, expected: Mapping[str, Array], got: Mapping[str, Array]
+) -> float | None:
+    (name, want), *others = expected.items()
+    shapes = [spec.shape[1:] for spec in program.inputs]
+    if others or want.ndim != 2 or want.shape[1] < 2 or want.shape[1:] in shapes:
+        return None
+    return float(np.mean(want.argmax(-1) == got[name].argmax(-1)))
