@@ -7,14 +7,15 @@ It needs Python 3.9 or later, NumPy, and one of ai-edge-litert, tflite-runtime (
 tensorflow, tried in that order. One JSON document goes to stdout; all else goes to stderr.
 
 How it measures:
-  * Start-up and memory: each model alone, in a fresh process. `init_ms` is constructing the
-    interpreter and allocating its tensors, `first_ms` the first inference, `peak_memory_bytes`
-    how far both raise the process's peak of resident memory (the runtime's own pages included).
+  * Start-up and memory: each model alone in a fresh process, the median of three of them.
+    `init_ms` is constructing the interpreter and allocating its tensors, `first_ms` the first
+    inference, `peak_memory_bytes` how far both raise the process's peak of resident memory (the
+    runtime's own pages included).
   * Latency: all models in one process, interleaved. Each is warmed up for 0.5 s. Then, round by
     round in an order that rotates and reverses, every model has a turn: one inference, or, where
     the models differ much in speed, as many as fit the slowest one's time. It goes on until every
-    model has had 50 rounds and 10 s (`--quick`: 0.1 s, 20 rounds and 1 s). The clock runs around
-    `invoke` only; Python's garbage collector is off.
+    model has had 50 rounds and 10 s. The clock runs around `invoke` only; Python's garbage
+    collector is off. (`--quick`: one process, 0.1 s, 20 rounds and 1 s.)
   * `relative_latency` is the median over the rounds of a model's time by the first model's time
     in the same round, so that a clock that drifts or a load that comes and goes hits both alike;
     `relative_latency_interval` is a 95 % interval of that median, from order statistics; it
@@ -47,10 +48,11 @@ RUNTIMES = {
     "tflite-runtime": "tflite_runtime.interpreter",
     "tensorflow": "tensorflow",
 }
-DEFAULTS = {"warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
-QUICK = {"warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
+DEFAULTS = {"starts": 3, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
+QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
 PROGRESS = "[bench] "
 INTERRUPTED = 130
+ROOT = Path("/")  # of the files by which Linux describes itself
 MEMORY_HOW = {
     "linux": "VmHWM of a fresh process, growth from before the model was loaded",
     "darwin": "ru_maxrss of a fresh process, growth from before the model was loaded",
@@ -274,7 +276,7 @@ def peak_memory():
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for line in (read("/proc/self/status") or "").splitlines():
+    for line in (read("proc/self/status") or "").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None
@@ -303,6 +305,15 @@ def run_alone(runtime, path, options):
     if "error" in result:
         raise BenchError(result["error"], result["kind"])
     return result
+
+
+def medians(starts):
+    """Merge several results of `measure_alone`: the median of each figure that all of them have."""
+    merged = {}
+    for key in starts[0]:
+        values = [start[key] for start in starts]
+        merged[key] = None if None in values else statistics.median_low(values)
+    return merged
 
 
 # --- all models together: latency -------------------------------------------------------------
@@ -398,20 +409,25 @@ def compare(own_rounds, first_rounds):
 
 
 def read(path):
-    """Return a small text file's content, or None."""
+    """Return the content of a small text file under `ROOT`, or None."""
     try:
-        return Path(path).read_text(errors="replace").strip("\0\n ")
+        return (ROOT / path).read_text(errors="replace").strip("\0\n ")
     except OSError:
         return None
 
 
 def cpu_model():
     """Return the processor's or the board's name."""
-    for line in (read("/proc/cpuinfo") or "").splitlines():
+    for line in (read("proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Hardware"):
             return value.strip()
-    return read("/proc/device-tree/model") or platform.processor() or None
+    return board() or platform.processor() or None
+
+
+def board():
+    """Return the name that a single-board computer gives itself, or None."""
+    return read("proc/device-tree/model") or None
 
 
 def affinity():
@@ -421,7 +437,7 @@ def affinity():
 
 def per_cpu(name):
     """Return the distinct values of a /sys file over the CPUs in use, or None."""
-    found = {read(f"/sys/devices/system/cpu/cpu{cpu}/{name}") for cpu in affinity() or ()}
+    found = {read(f"sys/devices/system/cpu/cpu{cpu}/{name}") for cpu in affinity() or ()}
     return sorted(found - {None}) or None
 
 
@@ -434,7 +450,7 @@ def frequency_mhz():
 def temperature_c():
     """Return the temperature of the processor's thermal zone (else of the hottest), or None."""
     zones = []
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+    for zone in sorted((ROOT / "sys/class/thermal").glob("thermal_zone*")):
         value = read(zone / "temp")
         if value and value.lstrip("-").isdigit():
             kind = (read(zone / "type") or "").lower()
@@ -520,10 +536,12 @@ def benchmark(options):
     runtime = Runtime(options.runtime)
     names = options.name or unique_names(options.models)
     before = state()
-    alone = []
-    for i, path in enumerate(options.models):
-        say(f"{names[i]}: start-up and memory, alone")
-        alone.append(run_alone(runtime, path, options))
+    starts = [[] for _ in names]
+    for _ in range(options.starts):
+        for i, path in enumerate(options.models):
+            say(f"{names[i]}: start-up and memory, alone")
+            starts[i].append(run_alone(runtime, path, options))
+    alone = [medians(of_model) for of_model in starts]
     models = [runtime.load(path, options.threads, options.seed) for path in options.models]
     say(f"warm-up, {options.warmup_seconds:g} s each")
     typical = warm_up(models, options.warmup_seconds)
@@ -562,7 +580,7 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
     content = path.read_bytes()
     return {
         "model": name,
-        "device": options.device or read("/proc/device-tree/model") or platform.node(),
+        "device": options.device or board() or platform.node(),
         "kind": "measured",
         "runtime": runtime.name,
         "runtime_version": runtime.version,
@@ -624,11 +642,14 @@ def parse(arguments):
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="a .tflite file")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one inference [1]")
     parser.add_argument(
-        "--quick", action="store_true", help="0.1 s of warm-up, 20 rounds and 1 s per model"
+        "--quick",
+        action="store_true",
+        help="1 start, 0.1 s of warm-up, 20 rounds and 1 s per model",
     )
     parser.add_argument("--min-seconds", type=seconds, metavar="S", help="seconds per model [10]")
     parser.add_argument("--min-runs", type=positive, metavar="N", help="rounds at least [50]")
     parser.add_argument("--warmup-seconds", type=seconds, metavar="S", help="per model [0.5]")
+    parser.add_argument("--starts", type=positive, metavar="N", help="fresh processes each [3]")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs [0]")
     parser.add_argument("--cpu", type=cpus, metavar="N[,N]", help="run on these CPUs only")
     parser.add_argument("--runtime", choices=RUNTIMES, help="force one [the first installed]")

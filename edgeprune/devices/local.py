@@ -26,6 +26,7 @@ def benchmark(
     min_seconds: float | None = None,
     min_runs: int | None = None,
     warmup_seconds: float | None = None,
+    starts: int | None = None,
     cpus: Sequence[int] | None = None,
     runtime: str | None = None,
     names: Sequence[str] | None = None,
@@ -37,10 +38,12 @@ def benchmark(
     Args:
       models: paths of .tflite files, or what `edgeprune.convert` gave.
       threads: of one inference.
-      quick: 0.1 s of warm-up, 20 rounds and 1 s per model, instead of 0.5 s, 50 and 10 s.
+      quick: one start, 0.1 s of warm-up, 20 rounds and 1 s per model, instead of 3 starts, 0.5 s,
+        50 rounds and 10 s.
       min_seconds: time in inference per model, at least.
       min_runs: rounds, at least; each model runs once or more in each.
       warmup_seconds: per model.
+      starts: fresh processes in which each model's start-up and memory are measured.
       cpus: numbers of the CPUs to run on; Linux only.
       runtime: ``ai-edge-litert``, ``tflite-runtime`` or ``tensorflow``; the first installed
         one if left out.
@@ -64,6 +67,7 @@ def benchmark(
         "--min-seconds": min_seconds,
         "--min-runs": min_runs,
         "--warmup-seconds": warmup_seconds,
+        "--starts": starts,
         "--cpu": ",".join(map(str, cpus)) if cpus is not None else None,
         "--runtime": runtime,
     }.items():

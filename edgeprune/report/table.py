@@ -115,7 +115,7 @@ def print_table(
     heads, cells, right = _prepare(columns, rows)
     console = Console(file=file, highlight=False)
     if title:
-        console.print(Text(title, style="bold"))
+        console.print(Text(title + "\n", style="bold"))
     first, *others = _widths(heads, cells)
     needed = min(first, _NARROWEST) + sum(others) + len(_GAP) * len(others)
     if needed < console.width:

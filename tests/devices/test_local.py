@@ -12,7 +12,7 @@ from edgeprune.devices.local import bench_script, benchmark
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 from edgeprune.export.artifact import Artifact
 
-SHORT = {"min_seconds": 0.05, "min_runs": 20, "warmup_seconds": 0.01}
+SHORT = {"min_seconds": 0.05, "min_runs": 20, "warmup_seconds": 0.01, "starts": 1}
 
 
 @pytest.fixture(scope="module")

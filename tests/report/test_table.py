@@ -151,6 +151,7 @@ def test_table_on_a_terminal(width):
     assert "\x1b[1m" in shown
     assert uncoloured(shown) == [
         "On the board",
+        "",
         "model            median ms     size",
         "────────────────────────────────────",
         "baseline.tflite       12.3  3.0 MiB",
@@ -161,6 +162,7 @@ def test_table_on_a_terminal(width):
 def test_narrow_terminal_gets_a_block_for_each_row():
     assert uncoloured(on_terminal(30)) == [
         "On the board",
+        "",
         "baseline.tflite",
         "  median ms     12.3",
         "  size       3.0 MiB",

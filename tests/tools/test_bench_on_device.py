@@ -27,7 +27,7 @@ KEYS = {
     *("latency_ms", "relative_latency", "peak_memory_bytes", "arena_bytes"),
     *("environment", "unavailable"),
 }
-SHORT = ("--min-seconds=0.05", "--min-runs=50", "--warmup-seconds=0.05")
+SHORT = ("--min-seconds=0.05", "--min-runs=50", "--warmup-seconds=0.05", "--starts=1")
 
 
 def convert(function, shape, dtype=None, int8=False, allow_select=False):
@@ -268,6 +268,73 @@ def test_floats_are_seeded_and_standard_normal():
 def test_text_input_is_refused():
     with pytest.raises(bench.BenchError, match=r"m\.tflite: input 'words' is of type bytes"):
         bench.random_input({"dtype": np.bytes_, "shape": [1], "name": "words"}, 0, "m.tflite")
+
+
+def test_start_up_is_the_median_of_the_starts():
+    starts = [
+        {"init_ms": ms, "peak_memory_bytes": size} for ms, size in ((9, 5), (1, None), (2, 6))
+    ]
+    assert bench.medians(starts) == {"init_ms": 2, "peak_memory_bytes": None}
+
+
+@pytest.fixture
+def board(tmp_path, monkeypatch):
+    """The files by which a board with two small and two large cores describes itself."""
+    cpus = sorted(os.sched_getaffinity(0))
+    files = {
+        "proc/cpuinfo": "processor\t: 0\nBogoMIPS\t: 108.00\nCPU part\t: 0xd08\n",
+        "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+        "sys/class/thermal/thermal_zone0/type": "battery\n",
+        "sys/class/thermal/thermal_zone0/temp": "71000\n",
+        "sys/class/thermal/thermal_zone1/type": "cpu-thermal\n",
+        "sys/class/thermal/thermal_zone1/temp": "48686\n",
+        "sys/class/thermal/thermal_zone2/type": "cpu-thermal\n",  # switched off: no temp
+    }
+    for i, cpu in enumerate(cpus):
+        folder = f"sys/devices/system/cpu/cpu{cpu}"
+        files[f"{folder}/cpufreq/scaling_governor"] = "schedutil\n"
+        files[f"{folder}/cpufreq/scaling_cur_freq"] = f"{600000 + i * 900000}\n"
+        files[f"{folder}/cpu_capacity"] = f"{512 if i == 0 else 1024}\n"
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    return len(cpus)
+
+
+def test_environment_of_a_board(board):
+    state = bench.state()
+    found, missing = bench.environment(state, state)
+    assert found["cpu"] == "Raspberry Pi 4 Model B Rev 1.4"
+    assert found["governor"] == ["schedutil"]
+    clock = 600 + (board - 1) * 900
+    assert found["frequency_mhz"] == {"before": clock, "after": clock}
+    assert found["temperature_c"] == {"before": 48.686, "after": 48.686}
+    assert missing == {}
+
+
+def test_environment_that_cannot_be_read_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    state = bench.state()
+    found, missing = bench.environment(state, state)
+    assert found["governor"] is found["frequency_mhz"] is found["temperature_c"] is None
+    assert "scaling_governor cannot be read" in missing["environment.governor"]
+    assert {"environment.frequency_mhz", "environment.temperature_c"} <= set(missing)
+
+
+def test_doubts_about_a_board(board):
+    before = {"load_average": [board, 0, 0], "frequency_mhz": 1500}
+    told = "\n".join(bench.doubts(before, {"frequency_mhz": 1200}))
+    assert f"load average {board}.0 on {board} CPUs" in told
+    assert "governor schedutil" in told
+    assert "the clock fell by 20%" in told
+    assert ("CPUs of different speed" in told) == (board > 1)
+
+
+def test_no_doubts_about_a_quiet_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    before = {"load_average": [0.1, 0, 0], "frequency_mhz": None}
+    assert bench.doubts(before, before) == []
 
 
 def test_language_is_python_3_9():
