@@ -140,13 +140,13 @@ class _Reader:
     def _buffer(self, buffer: Any) -> np.ndarray | None:
         data = buffer.DataAsNumpy()
         if isinstance(data, np.ndarray) and data.size:
-            return data
+            return self._array(data)
         # Models over 2 GB keep their data behind the flatbuffer (offsets 0 and 1: nothing there).
         start, size = buffer.Offset(), buffer.Size()
         if start > 1 and size:
             if start + size > len(self.content):
                 raise self._damaged("a buffer lies outside the file")
-            return np.frombuffer(self.content, np.uint8, size, start)
+            return self._array(np.frombuffer(self.content, np.uint8, size, start))
         return None
 
     def _subgraph(
@@ -233,6 +233,10 @@ class _Reader:
                     f"its buffer holds {data.size}"
                 )
         quantization = self._quantization(tensor.Quantization(), name, shape)
+        if sparsity is not None and quantization is not None and quantization.zero_point.any():
+            raise self._damaged(
+                f"sparse tensor '{name}' has a zero point, so what it omits is not 0"
+            )
         return Tensor(index, name, shape, signature, dtype, quantization, sparsity, buffer, data)
 
     def _quantization(
