@@ -44,5 +44,5 @@ def benchmark(
         return
     for title, rows in results.tables():
         print_table(COLUMNS, rows, title)
-    for warning in results.warnings:
-        click.echo(f"note: {warning}")
+    for note in results.notes:
+        click.echo(f"note: {note}")
