@@ -141,5 +141,5 @@ def test_ctrl_c_ends_the_whole_tree(model):
 
 
 def test_script_is_the_one_in_tools():
-    assert bench_script().read_text().startswith("#!/usr/bin/env python3")
-    assert bench_script() == Path(__file__).resolve().parents[2] / "tools" / "bench_on_device.py"
+    tools = Path(__file__).resolve().parents[2] / "tools"
+    assert bench_script().read_bytes() == (tools / "bench_on_device.py").read_bytes()
