@@ -5,6 +5,7 @@ A convolution, the batch normalization after it and the ReLU after that are one 
 reshaping hand on the numbers that they were given. Everything else makes a new int8 tensor.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ class Value:
 
     Attributes:
       layer: the layer that made it; None for an input of the whole model.
-      call: which call of that layer inside `container`, counted from 0.
+      call: which call of that layer, counted from 0.
       container: the Functional or Sequential model that makes the call.
       readers: layers that read the value; None stands for an output of the whole model.
     """
@@ -176,18 +177,10 @@ def _flow(container: Any, inputs: list[Value], values: list[Value]) -> list[Valu
             current = _call(layer, 0, container, current, 1, values)
         return current
     known = {id(tensor): value for tensor, value in zip(container.inputs, inputs, strict=True)}
-    calls: dict[int, int] = {}
-    # Private, but the one record of the calls in the order in which Keras repeats them.
-    for depth in sorted(container._nodes_by_depth, reverse=True):
-        for node in container._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            layer = node.operation
-            call = calls.get(id(layer), 0)
-            calls[id(layer)] = call + 1
-            read = [known[id(tensor)] for tensor in node.input_tensors]
-            made = _call(layer, call, container, read, len(node.outputs), values)
-            known |= {id(tensor): value for tensor, value in zip(node.outputs, made, strict=True)}
+    for node, call in calls(container):
+        read = [known[id(tensor)] for tensor in node.input_tensors]
+        made = _call(node.operation, call, container, read, len(node.outputs), values)
+        known |= {id(tensor): value for tensor, value in zip(node.outputs, made, strict=True)}
     return [known[id(tensor)] for tensor in container.outputs]
 
 
@@ -203,6 +196,23 @@ def _call(
     made = Value(layer, call, container)
     values.append(made)
     return [made] * outputs
+
+
+def calls(container: Any) -> Iterator[tuple[Any, int]]:
+    """Yield a Functional model's calls, each after those that it reads from.
+
+    Yields:
+      The node (its `operation` is the layer), and which call of that layer it is.
+    """
+    # Private, but the one record of the calls in an order in which they can be repeated.
+    by_depth = container._nodes_by_depth
+    for depth in sorted(by_depth, reverse=True):
+        numbered = [
+            (node, node.operation._inbound_nodes.index(node))
+            for node in by_depth[depth]
+            if not node.is_input
+        ]
+        yield from sorted(numbered, key=lambda pair: pair[1])
 
 
 def is_container(layer: Any) -> bool:

@@ -133,7 +133,9 @@ def _quantize_aware(model: Any, skipped: frozenset[int]) -> Any:
     def first(tensor: Any) -> Any:
         if "float" not in str(tensor.dtype):
             return None
-        return ActivationRange(name=unique(tensor.name), dtype=tensor.dtype)
+        return ActivationRange(
+            name=unique(tensor._keras_history.operation.name), dtype=tensor.dtype
+        )
 
     aware = rebuild(model, replace, after, first)
     if not any(isinstance(layer, GridLayer) for _, layer in models.layers(aware)):

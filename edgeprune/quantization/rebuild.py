@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeprune import models
 from edgeprune.errors import UnsupportedError
-from edgeprune.quantization.placement import is_container
+from edgeprune.quantization.placement import calls, is_container
 
 keras: Any = models.import_keras()
 
@@ -88,30 +88,22 @@ class _Rebuild:
         for tensor, source in zip(old.inputs, keras.tree.flatten(sources), strict=True):
             inserted = first(tensor)
             known[id(tensor)] = source if inserted is None else inserted(source)
-        calls: dict[int, int] = {}
-        # Private, as in placement.py: the order in which Keras itself repeats the calls.
-        for depth in sorted(old._nodes_by_depth, reverse=True):
-            for node in old._nodes_by_depth[depth]:
-                if node.is_input:
-                    continue
-                layer = node.operation
-                call = calls.get(id(layer), 0)
-                calls[id(layer)] = call + 1
-                args, kwargs = node.arguments.fill_in(known)
-                new = self._layer(layer)
-                made = known[id(node.input_tensors[0])] if new is None else new(*args, **kwargs)
-                behind = self._after(old, layer, call, made)
-                made = made if behind is None else behind(made)
-                for tensor, value in zip(node.outputs, keras.tree.flatten(made), strict=True):
-                    known[id(tensor)] = value
+        for node, call in calls(old):
+            layer = node.operation
+            args, kwargs = node.arguments.fill_in(known)
+            new = self._layer(layer)
+            made = known[id(node.input_tensors[0])] if new is None else new(*args, **kwargs)
+            behind = self._after(old, layer, call, made)
+            made = made if behind is None else behind(made)
+            for tensor, value in zip(node.outputs, keras.tree.flatten(made), strict=True):
+                known[id(tensor)] = value
         ends = keras.tree.map_structure(lambda tensor: known[id(tensor)], old._outputs_struct)
         return _class_of(old)(sources, ends, name=old.name)
 
 
 def _input_like(tensor: Any) -> Any:
-    return keras.Input(
-        batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name, sparse=tensor.sparse
-    )
+    layer = tensor._keras_history.operation  # the InputLayer, with its name and options
+    return type(layer).from_config(layer.get_config()).output
 
 
 def _class_of(model: Any) -> Any:
