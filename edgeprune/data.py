@@ -220,7 +220,7 @@ def _training_arrays(loaded: Any, spec: str) -> dict[str, Any]:
         return {key: getattr(loaded, key) for key in ("x", "y", "x_val", "y_val")}
     if isinstance(loaded, tuple | list):
         parts = list(loaded)
-        if len(parts) == 2 and all(isinstance(part, tuple | list) for part in parts):
+        if len(parts) == 2 and all(isinstance(part, tuple) and len(part) == 2 for part in parts):
             parts = [array for part in parts for array in part]
         if len(parts) in (2, 4):
             loaded = dict(zip(("x", "y", "x_val", "y_val"), parts, strict=False))

@@ -19,6 +19,7 @@ from edgeprune.export import tflite
 from edgeprune.export.artifact import Artifact, Verification
 from edgeprune.export.converter import to_tflite
 from edgeprune.export.encode import Sparse, encode_sparse
+from edgeprune.export.float32 import in_float32
 from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
 from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
@@ -101,7 +102,7 @@ def convert(
         )
         verification = None
         if verify:
-            interpreter = Interpreter(content, select_ops=allow_select_ops)
+            interpreter = Interpreter(content)
             expected = reference(program, samples)
             verification = compare(program, interpreter, samples, expected, quantize, tolerance)
             if not verification.passed:
@@ -188,7 +189,7 @@ def _program(model: Any, unsafe: bool) -> tuple[dict[str, str], Program]:
 
 
 def _stripped(model: Any) -> Program:
-    return program_of(strip(model))
+    return program_of(in_float32(strip(model)))
 
 
 def _token_limit(program: Program) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import InputError, VerificationError
+from edgeprune.errors import InputError, UnsupportedError, VerificationError
 from edgeprune.export import tflite
 from edgeprune.export.artifact import Verification
 from edgeprune.export.native import captured_stderr
@@ -32,25 +32,33 @@ class Interpreter:
     Inputs and outputs are real values: an int8 file's are quantized and dequantized here.
     """
 
-    def __init__(self, content: bytes, *, select_ops: bool = False) -> None:
+    def __init__(self, content: bytes) -> None:
         """Load a file.
 
         Raises:
+          UnsupportedError: it has select operators, which no interpreter on this machine runs.
           VerificationError: the interpreter refuses it.
         """
+        from ai_edge_litert.interpreter import Interpreter as LiteInterpreter
+
+        self._graph = tflite.read(content).subgraphs[0]
+        if flex := sorted({op.name for op in self._graph.operators if op.name.startswith("Flex")}):
+            # TensorFlow's own packages have left the Flex delegate out since 2.20.
+            raise UnsupportedError(
+                f"the model uses select operators ({', '.join(flex)}), which the interpreters of "
+                "TensorFlow and LiteRT for Python cannot run, so it cannot be compared here; "
+                "pass --no-verify to write it all the same"
+            )
         with captured_stderr():
             try:
-                self._interpreter = _interpreter_class(select_ops)(
-                    model_content=content, num_threads=1
-                )
-                # The runner allocates when it is first called, and later errors are harder to tell.
+                self._interpreter = LiteInterpreter(model_content=content, num_threads=1)
+                # The runner would allocate when first called, where errors are harder to tell.
                 self._interpreter.allocate_tensors()
                 self._runner = self._interpreter.get_signature_runner()
             except (RuntimeError, ValueError) as error:
                 raise VerificationError(
                     f"the interpreter refuses the converted model: {first_line(error)}"
                 ) from error
-        self._graph = tflite.read(content).subgraphs[0]
         self._inputs = self._runner.get_input_details()
         self._outputs = self._runner.get_output_details()
 
@@ -95,16 +103,6 @@ class Interpreter:
         given = {name: _quantized(samples[name], self._inputs[name]) for name in self._inputs}
         results = self._runner(**given)
         return {name: _dequantized(results[name], self._outputs[name]) for name in self._outputs}
-
-
-def _interpreter_class(select_ops: bool) -> Any:
-    if select_ops:  # only the whole of TensorFlow carries the select operators
-        import tensorflow as tf
-
-        return tf.lite.Interpreter
-    from ai_edge_litert.interpreter import Interpreter as LiteInterpreter
-
-    return LiteInterpreter
 
 
 def _quantized(values: Array, detail: dict[str, Any]) -> Array:
