@@ -28,7 +28,7 @@ def run_demo(output: str | Path, progress: Progress | None = None) -> Compressio
 
     Args:
       output: folder for every file; an earlier demo there goes on or is shown again.
-      progress: called with (stage, fraction done).
+      progress: as `compress` calls it.
 
     Raises:
       UnsupportedError: scikit-learn, which ships the data, is not installed.

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune import __version__
-from edgeprune.data import Dataset, evenly_spaced, load_training_data
+from edgeprune.data import Dataset, load_training_data
 from edgeprune.errors import InputError
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
 from edgeprune.recipe import Recipe, SparsitySpec
+from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
-from edgeprune.training import Progress, compile_like, fit, predict
+from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
 
 if TYPE_CHECKING:
     from edgeprune.devices.measurement import ModelBenchmark
@@ -105,7 +106,7 @@ def compress(
       restart: throw away what an earlier run with another model, data or recipe left there.
       unsafe: load a .keras file that holds Python code (Lambda layers).
       quick: benchmark for about a second a model instead of ten.
-      progress: called with (stage, fraction done).
+      progress: called with (stage, fraction done, what it left in words once it is done).
 
     Raises:
       InputError: the model, data or recipe cannot be used, or `output` holds another run.
@@ -117,6 +118,7 @@ def compress(
         model = load_model(model, unsafe=unsafe, compile=True)
     if not isinstance(data, Dataset):
         data = load_training_data(data)
+    data = data.for_model(model)
     folder = make_folder(output)
     run = _Run(model, data, recipe, folder, quick, progress)
     run.open(restart)
@@ -147,7 +149,7 @@ class _Run:
         self.identity = {
             "edgeprune": __version__,
             "model": _model_hash(model),
-            "data": _data_hash(data),
+            "data": data.fingerprint(),
             "recipe": recipe.to_toml(),
         }
 
@@ -186,7 +188,6 @@ class _Run:
             self._tell(name, 0.0)
             started = time.perf_counter()
             rows = work()
-            self._tell(name, 1.0)
             summary: dict[str, Any] = {
                 "stage": name,
                 "seconds": round(time.perf_counter() - started, 2),
@@ -200,11 +201,12 @@ class _Run:
                 }
             self.stages.append(summary)
             self._write_record()
+            self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[-1]))
         return CompressionReport(self.folder, tuple(self.rows), tuple(self.stages))
 
     def _baseline(self) -> list[Row]:
         """The model as it came: in Keras, as float .tflite, and quantized without training."""
-        save_model(self.model, self.folder / "baseline.keras")
+        save_model(plain_copy(self.model), self.folder / "baseline.keras")
         rows = [self._keras_row("Keras baseline", self.model, "baseline.keras")]
         rows.append(self._tflite_row("float baseline", self.model, "baseline.tflite", "none"))
         quantize = self.recipe.export.quantize
@@ -244,7 +246,7 @@ class _Run:
             "sparsity",
             self.progress,
         )
-        save_model(model, self.folder / "sparse.keras")
+        save_model(plain_copy(model), self.folder / "sparse.keras")
         return [self._keras_row("pruned", model, "sparse.keras")]
 
     def _quantization(self) -> list[Row]:
@@ -270,7 +272,9 @@ class _Run:
         return [self._keras_row("trained on the int8 grid", model, "quantized.keras")]
 
     def _export(self) -> list[Row]:
-        words: list[str] = [self.recipe.export.quantize] if self.recipe.export.quantize != "none" else []
+        words: list[str] = (
+            [self.recipe.export.quantize] if self.recipe.export.quantize != "none" else []
+        )
         if self.recipe.sparsity is not None:
             words.insert(0, "pruned")
         name = " ".join(words) or "float"
@@ -333,7 +337,9 @@ class _Run:
 
     def _calibration(self) -> Any:
         # Spread over the data set: files are often sorted by class.
-        return self.data.x[evenly_spaced(len(self.data.x), self.recipe.export.calibration_samples)]
+        return self.data.take(
+            evenly_spaced(len(self.data.y), self.recipe.export.calibration_samples)
+        )
 
     def _rate(self, stage_rate: float | None) -> float | None:
         return stage_rate if stage_rate is not None else self.recipe.training.learning_rate
@@ -343,9 +349,9 @@ class _Run:
         steps = -(-len(self.data.y) // self.recipe.training.batch_size) * spec.epochs
         return max(1, min(100, steps // 100))
 
-    def _tell(self, stage: str, fraction: float) -> None:
+    def _tell(self, stage: str, fraction: float, note: str = "") -> None:
         if self.progress is not None:
-            self.progress(stage, fraction)
+            self.progress(stage, fraction, note)
 
     def _write_record(self) -> None:
         record = {
@@ -355,6 +361,10 @@ class _Run:
         }
         with atomic_path(self.folder / RUN_FILE) as path:
             path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _in_words(row: Row) -> str:
+    return f"{row.score_name} {row.score:.4g}, sparsity {row.sparsity:.3f}"
 
 
 def _with_latency(row: Row, result: "ModelBenchmark") -> Row:
@@ -388,13 +398,5 @@ def _model_hash(model: Any) -> str:
     """Hash architecture and weights: the same model read back from a file hashes the same."""
     digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
     for array in model.get_weights():
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _data_hash(data: Dataset) -> str:
-    digest = hashlib.sha256()
-    for array in (data.x, data.y, data.x_val, data.y_val):
-        digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

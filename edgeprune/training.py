@@ -10,13 +10,20 @@ from edgeprune.models import keras_of
 from edgeprune.recipe import TrainingSpec
 from edgeprune.scoring import Array, task_of
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[str, float, str], None]
 _PREDICT_BATCH = 256
 
 
 def predict(model: Any, x: Any) -> Array:
     """Return the model's output for every sample, (n, ...)."""
     return np.asarray(model.predict(x, batch_size=_PREDICT_BATCH, verbose=0))
+
+
+def plain_copy(model: Any) -> Any:
+    """Copy a model without its optimizer, whose state would make up most of a saved file."""
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def compile_like(model: Any, original: Any, data: Dataset, learning_rate: float | None) -> None:
@@ -41,9 +48,8 @@ def compile_like(model: Any, original: Any, data: Dataset, learning_rate: float 
 
 
 def _loss(keras: Any, model: Any, data: Dataset) -> Any:
-    few = slice(0, _PREDICT_BATCH)
-    outputs = predict(model, data.x_val[few])
-    task = task_of(data.y_val[few], outputs)
+    outputs = predict(model, data.x_val)
+    task = task_of(data.y_val, outputs)
     if task == "regression":
         return keras.losses.MeanSquaredError()
     bounded = outputs.min() >= 0 and outputs.max() <= 1
@@ -64,7 +70,7 @@ def fit(
     stage: str,
     progress: Progress | None,
 ) -> None:
-    """Run the model's own `fit`, telling `progress` (stage, fraction done)."""
+    """Run the model's own `fit`, telling `progress` (stage, fraction done, "")."""
     keras = keras_of(model)
     keras.utils.set_random_seed(spec.seed)
     if progress is not None:
@@ -75,7 +81,7 @@ def fit(
         def count(batch: int, logs: Any = None) -> None:
             nonlocal done
             done += 1
-            progress(stage, done / total)
+            progress(stage, done / total, "")
 
         callbacks = [*callbacks, keras.callbacks.LambdaCallback(on_train_batch_end=count)]
     model.fit(

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -104,9 +104,9 @@ def convert(
     output: Path,
     quantize: str,
     calibration: str | None,
-    sparse: str,
+    sparse: Literal["auto", "on", "off"],
     io: str,
-    batch: int | str,
+    batch: int | Literal["dynamic"],
     input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None,
     allow_select_ops: bool,
     tolerance: float | None,

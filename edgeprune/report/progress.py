@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stage_progress() -> Iterator[Callable[[str, float], None]]:
-    """Yield a function (stage, fraction done) that shows progress on stderr."""
+def stage_progress() -> Iterator[Callable[[str, float, str], None]]:
+    """Yield a function (stage, fraction done, note) that shows progress on stderr."""
     if not sys.stderr.isatty():
         yield _tell_ends
         return
@@ -29,20 +29,22 @@ def stage_progress() -> Iterator[Callable[[str, float], None]]:
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
         console=Console(file=sys.stderr),
     ) as bars:
 
-        def show(stage: str, fraction: float) -> None:
+        def show(stage: str, fraction: float, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=None)
+                tasks[stage] = bars.add_task(stage, total=None, note="")
             # Until there is a fraction to show, the bar only moves.
-            bars.update(tasks[stage], completed=fraction, total=1.0 if fraction else None)
+            total = 1.0 if fraction else None
+            bars.update(tasks[stage], completed=fraction, total=total, note=note)
 
         yield show
 
 
-def _tell_ends(stage: str, fraction: float) -> None:
+def _tell_ends(stage: str, fraction: float, note: str) -> None:
     if fraction == 0:
         print(f"{stage} ...", file=sys.stderr, flush=True)
     elif fraction == 1:
-        print(f"{stage} done", file=sys.stderr, flush=True)
+        print(f"{stage} done{': ' if note else ''}{note}", file=sys.stderr, flush=True)
