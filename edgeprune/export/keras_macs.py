@@ -210,9 +210,13 @@ def _depthwise(operation: Any) -> int:
 
 def _convolved(operation: Any) -> int:
     """Return the output entries, without what a dilated convolution is padded with."""
-    users = operation.outputs[0].consumers()
-    if len(users) == 1 and users[0].type == "BatchToSpaceND":
-        return math.prod(_shape(users[0].outputs[0]))
+    output = operation.outputs[0]
+    while len(users := output.consumers()) == 1:
+        output = users[0].outputs[0]
+        if users[0].type == "BatchToSpaceND":
+            return math.prod(_shape(output))
+        if users[0].type not in ("Squeeze", "Reshape", "Identity"):
+            break
     return math.prod(_shape(operation.outputs[0]))
 
 

@@ -14,6 +14,8 @@ from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, Tf
 
 # Deeper than any converter nests loops and branches; a file may claim more.
 _MAX_NESTING = 32
+# Reshapes that a one-dimensional convolution puts before its BATCH_TO_SPACE_ND.
+_MAX_VIEWS = 3
 _RECURRENT = tuple(name for name in KERNEL_INPUTS if name.endswith(("LSTM", "RNN")))
 _BRANCHES = ("then_subgraph_index", "else_subgraph_index")
 
@@ -163,9 +165,16 @@ def _convolved(graph: Subgraph, operator: Operator, output: tuple[int, ...]) -> 
 
     Dilation may be spelled SPACE_TO_BATCH_ND, convolution, BATCH_TO_SPACE_ND; the last crops.
     """
-    users = graph.consumers.get(operator.outputs[0], [])
-    if len(users) == 1 and users[0].name == "BATCH_TO_SPACE_ND" and users[0].outputs:
-        return math.prod(_shape(graph, users[0].outputs[0]))
+    index = operator.outputs[0]
+    for _ in range(_MAX_VIEWS):
+        users = graph.consumers.get(index, [])
+        if len(users) != 1 or not users[0].outputs:
+            break
+        index = users[0].outputs[0]
+        if users[0].name == "BATCH_TO_SPACE_ND":
+            return math.prod(_shape(graph, index))
+        if users[0].name not in ("RESHAPE", "SQUEEZE"):
+            break
     return math.prod(output)
 
 
