@@ -254,16 +254,20 @@ class PreserveSparsity(HoldingCallback):
     """Keeps every zero that the kernels have at the first step, to the end of training.
 
     For fine-tuning a pruned model, and for quantization-aware training that keeps its zeros
-    (PQAT). Holds kernels of every kind, depthwise and embeddings too. Logs `sparsity`, over all
-    kernels that training may change. `start`, `step` and `finish` serve a custom loop.
+    (PQAT). Holds kernels of every kind, depthwise and embeddings too. Logs `sparsity`, over the
+    kernels that it holds: those with zeros. `start`, `step` and `finish` serve a custom loop.
     """
 
     def _begin(self, model: Any, done_steps: int, total_steps: int | None) -> HeldMasks:
         trainable = {id(variable) for variable in model.trainable_variables}
-        kernels = [kernel for kernel in models.kernels(model) if id(kernel.variable) in trainable]
+        kernels = [
+            kernel
+            for kernel in models.kernels(model)
+            if id(kernel.variable) in trainable and not np.all(kernel.variable.numpy())
+        ]
         masks = HeldMasks(kernels, self._optimizer, model.distribute_strategy)
         masks.set([weights != 0 for weights in masks.weights()])
-        if masks.zeros == 0:
+        if not kernels:
             warnings.warn(
                 f"PreserveSparsity found no zeros in the kernels of model '{model.name}' that "
                 "training may change: there is nothing to keep",

@@ -107,11 +107,20 @@ class Block:
     def units(self, scores: Scores, output_axes: tuple[int, ...] = (-1,)) -> Scores:
         """Return the mean score of each block, row of blocks by row of blocks."""
         matrix = _matrix(scores, output_axes)
-        tops = np.arange(0, matrix.shape[0], self.rows)
-        lefts = np.arange(0, matrix.shape[1], self.cols)
-        sums = np.add.reduceat(np.add.reduceat(matrix, tops, axis=0), lefts, axis=1)
-        heights = np.diff(tops, append=matrix.shape[0])
-        widths = np.diff(lefts, append=matrix.shape[1])
+        inputs, outputs = matrix.shape
+        high, wide = math.ceil(inputs / self.rows), math.ceil(outputs / self.cols)
+        if (high * self.rows, wide * self.cols) != matrix.shape:
+            padding = ((0, high * self.rows - inputs), (0, wide * self.cols - outputs))
+            matrix = np.pad(matrix, padding)
+        # Whole rows at a time, then columns: many times as fast as np.add.reduceat.
+        sums = matrix[:: self.rows].copy()
+        for row in range(1, self.rows):
+            sums += matrix[row :: self.rows]
+        sums = sum(
+            (sums[:, col :: self.cols] for col in range(1, self.cols)), sums[:, :: self.cols]
+        )
+        heights = np.minimum(self.rows, inputs - np.arange(high) * self.rows)
+        widths = np.minimum(self.cols, outputs - np.arange(wide) * self.cols)
         means: Scores = sums / np.outer(heights, widths).astype(sums.dtype)
         return means.reshape(-1)
 
@@ -175,7 +184,7 @@ class NM:
         padded[:inputs] = matrix
         groups = padded.reshape(-1, self.of, outputs)
         # A weight's rank in its group is the number of members that go before it.
-        rank = np.zeros(groups.shape, np.uint16)
+        rank = np.zeros(groups.shape, np.uint8 if self.of <= 256 else np.uint16)
         for first in range(self.of):
             for second in range(first + 1, self.of):
                 goes = groups[:, first] <= groups[:, second]
@@ -185,18 +194,17 @@ class NM:
         return _from_matrix(kept, scores.shape, output_axes)
 
 
-def keep_largest(scores: Scores, sparsity: float, protected: int = 1) -> Mask:
+def keep_largest(scores: Scores, sparsity: float) -> Mask:
     """Mark all but the smallest ``round(sparsity * size)`` of a flat array.
 
     Args:
       scores: one-dimensional.
       sparsity: fraction to mark False, in [0, 1).
-      protected: entries that stay True at any sparsity.
 
     Returns:
-      Bool array; among equals the lower index is False first.
+      Bool array; among equals the lower index is False first, and one entry is always True.
     """
-    zeros = min(round(sparsity * scores.size), scores.size - protected)
+    zeros = min(round(sparsity * scores.size), scores.size - 1)
     if zeros <= 0:
         return np.ones(scores.shape, np.bool_)
     threshold = np.partition(scores, zeros - 1)[zeros - 1]

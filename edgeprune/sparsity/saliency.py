@@ -1,17 +1,18 @@
 """Score weights by magnitude and choose every mask of a model at once."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.sparsity.patterns import GlobalPattern, Mask, Pattern, Scores, keep_largest
+from edgeprune.sparsity.patterns import GlobalPattern, Mask, Pattern, Scores
 
 Ranking = Literal["layer", "global"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,7 @@ def layer_masks(kernels: Sequence[Ranked], pattern: Pattern) -> list[Mask]:
             return np.ones(kernel.weights.shape, np.bool_)
         return pattern.mask(magnitude(kernel.weights), kernel.sparsity, kernel.output_axes)
 
-    # NumPy releases the lock while it partitions and compares. The largest kernels go first, so
-    # that no thread is left with one of them at the end.
-    order = sorted(range(len(kernels)), key=lambda i: -kernels[i].weights.size)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chosen = dict(zip(order, pool.map(lambda i: choose(kernels[i]), order), strict=True))
-    return [chosen[i] for i in range(len(kernels))]
+    return _threaded(choose, kernels)
 
 
 def global_masks(kernels: Sequence[Ranked], pattern: GlobalPattern) -> list[Mask]:
@@ -56,20 +52,48 @@ def global_masks(kernels: Sequence[Ranked], pattern: GlobalPattern) -> list[Mask
       kernels: all with the same `sparsity`, the fraction of zero units over all of them.
 
     Returns:
-      One bool array a kernel; over all, exactly ``round(sparsity * units)`` units are False.
+      One bool array a kernel; over all, exactly ``round(sparsity * units)`` units are False
+      (fewer, if that left a kernel with none).
     """
     if not kernels or kernels[0].sparsity == 0:
         return [np.ones(kernel.weights.shape, np.bool_) for kernel in kernels]
-    units = [pattern.units(magnitude(kernel.weights), kernel.output_axes) for kernel in kernels]
-    for scores in units:
+
+    def units(kernel: Ranked) -> Scores:
+        scores = pattern.units(magnitude(kernel.weights), kernel.output_axes)
         # The last of the largest is the one that would go last: put it out of reach.
         scores[scores.size - 1 - int(np.argmax(scores[::-1]))] = np.inf
-    kept = keep_largest(np.concatenate(units), kernels[0].sparsity, protected=len(kernels))
-    parts = np.split(kept, np.cumsum([scores.size for scores in units])[:-1])
+        return scores
+
+    # Scores are made twice, rather than kept beside the copy that is partitioned in place: at
+    # these sizes new memory costs more than arithmetic.
+    everything = np.concatenate(_threaded(units, kernels))
+    zeros = min(round(kernels[0].sparsity * everything.size), everything.size - len(kernels))
+    if zeros <= 0:
+        return [np.ones(kernel.weights.shape, np.bool_) for kernel in kernels]
+    everything.partition(zeros - 1)
+    threshold = everything[zeros - 1]
+    ties_kept = int(np.count_nonzero(everything[zeros:] == threshold))
+    kept = _threaded(lambda kernel: np.greater(units(kernel), threshold), kernels)
+    for index in reversed(range(len(kernels))):  # among equals, the last of all stay
+        if ties_kept == 0:
+            break
+        ties = np.flatnonzero(units(kernels[index]) == threshold)[-ties_kept:]
+        kept[index][ties] = True
+        ties_kept -= ties.size
     return [
         pattern.spread(part, kernel.weights.shape, kernel.output_axes)
-        for part, kernel in zip(parts, kernels, strict=True)
+        for part, kernel in zip(kept, kernels, strict=True)
     ]
+
+
+def _threaded(act: Callable[[Ranked], _T], kernels: Sequence[Ranked]) -> list[_T]:
+    """Map over kernels on all cores: NumPy releases the lock while it partitions and compares."""
+    # The largest go first, so that no thread is left alone with one of them at the end.
+    order = sorted(range(len(kernels)), key=lambda index: -kernels[index].weights.size)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda index: act(kernels[index]), order)
+        by_index = dict(zip(order, results, strict=True))
+    return [by_index[index] for index in range(len(kernels))]
 
 
 def choose_masks(kernels: Sequence[Ranked], pattern: Pattern, ranking: Ranking) -> list[Mask]:
