@@ -1,0 +1,187 @@
+"""`compress` on a user's model: every stage, a kill in the middle, and what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgeprune.errors import InputError
+from edgeprune.export import tflite
+
+RECIPE = """
+[training]
+batch_size = 16
+seed = 3
+
+[sparsity]
+final_sparsity = 0.75
+epochs = 3
+
+[quantization]
+epochs = 2
+
+[export]
+quantize = "int8"
+sparse = "off"
+"""
+
+
+def make_task(folder):
+    """Write a small compiled model, its data and a recipe: three noisy classes in 12 features."""
+    import keras
+
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 12))
+    y = rng.integers(0, 3, 240)
+    x = (centres[y] + 0.3 * rng.normal(size=(240, 12))).astype("float32")
+    np.savez(folder / "data.npz", x=x, y=y)
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((12,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(3)]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=5, verbose=0)
+    model.save(folder / "model.keras")
+    (folder / "recipe.toml").write_text(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    make_task(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(task):
+    """The report of a run that nothing interrupted."""
+    from edgeprune.pipeline import compress
+
+    return compress(task / "model.keras", task / "data.npz", task / "recipe.toml", task / "whole")
+
+
+def test_every_stage_leaves_its_model_and_its_figures(whole):
+    assert [stage["stage"] for stage in whole.stages] == [
+        "baseline",
+        "sparsity",
+        "quantization",
+        "export",
+        "benchmark",
+    ]
+    assert [row.name for row in whole.rows] == [
+        "Keras baseline",
+        "float baseline",
+        "int8 baseline",
+        "pruned",
+        "trained on the int8 grid",
+        "pruned int8",
+    ]
+    for row in whole.rows:
+        assert (whole.output / row.file).stat().st_size == row.bytes
+        assert row.score_name == "accuracy"
+        assert row.score > 0.9
+        assert (row.latency_ms is None) == row.file.endswith(".keras")
+
+
+def test_zeros_are_in_the_file(whole):
+    # Kernels of 12 x 32 and 32 x 3 weights: 288 + 72 of 480 are zero, and rounding adds to them.
+    weights = tflite.read(whole.output / "model.tflite").weights()
+    zeros = sum(int(np.count_nonzero(weight.data == 0)) for weight in weights)
+    assert sum(weight.data.size for weight in weights) == 480
+    assert zeros >= 360
+    assert whole.rows[-1].sparsity == pytest.approx(zeros / 480)
+    pruned = next(row for row in whole.rows if row.name == "pruned")
+    assert pruned.sparsity == 0.75
+
+
+def test_baseline_is_the_model_as_it_came(task, whole):
+    import keras
+
+    before = keras.saving.load_model(task / "model.keras").get_weights()
+    after = keras.saving.load_model(whole.output / "baseline.keras").get_weights()
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def command(task, output, *options):
+    return [
+        sys.executable,
+        *("-m", "edgeprune", "compress", str(task / "model.keras")),
+        *("--data", str(task / "data.npz"), "--recipe", str(task / "recipe.toml")),
+        *("-o", str(output), *options),
+    ]
+
+
+def test_a_killed_run_goes_on_where_it_was(task, whole, tmp_path):
+    output = tmp_path / "out"
+    process = subprocess.Popen(command(task, output), stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("sparsity done"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stderr.close()
+    assert process.wait() == -signal.SIGKILL
+    finished = json.loads((output / "run.json").read_text())["stages"]
+    assert [stage["stage"] for stage in finished] == ["baseline", "sparsity"]
+    stamps = {
+        name: (output / name).stat().st_mtime_ns for name in ("baseline.tflite", "sparse.keras")
+    }
+
+    resumed = subprocess.run(
+        command(task, output, "--json"), capture_output=True, text=True, check=True
+    )
+
+    report = json.loads(resumed.stdout)
+    assert [row["name"] for row in report["rows"]] == [row.name for row in whole.rows]
+    assert {name: (output / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert "sparsity ..." not in resumed.stderr
+    assert "quantization done: accuracy" in resumed.stderr
+
+
+def test_another_run_is_not_mixed_in(task, whole):
+    from edgeprune.pipeline import compress
+
+    with pytest.raises(InputError, match="holds a run with another recipe; choose another"):
+        compress(task / "model.keras", task / "data.npz", "prune", whole.output)
+
+
+def test_a_damaged_record_is_refused(task, tmp_path):
+    from edgeprune.pipeline import compress
+
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json is not a record of edgeprune"):
+        compress(task / "model.keras", task / "data.npz", "prune", tmp_path)
+
+
+def test_labels_beyond_the_outputs_are_refused_before_training(task, tmp_path):
+    from edgeprune.pipeline import compress
+
+    with np.load(task / "data.npz") as data:
+        np.savez(tmp_path / "data.npz", x=data["x"], y=data["y"] + 1)
+    with pytest.raises(InputError, match="labels run from 1 to 3, but the model has 3 outputs"):
+        compress(task / "model.keras", tmp_path / "data.npz", "prune", tmp_path / "out")
+
+
+def test_a_tf_keras_model_goes_the_same_way(task, tmp_path):
+    import tf_keras
+
+    from edgeprune.pipeline import compress
+
+    tf_keras.utils.set_random_seed(1)
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [
+            layers.Input((12,)),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with np.load(task / "data.npz") as data:
+        model.fit(data["x"], data["y"], epochs=5, verbose=0)
+    report = compress(model, task / "data.npz", task / "recipe.toml", tmp_path / "out")
+    assert report.rows[-1].score > 0.9
+    assert report.rows[-1].sparsity >= 0.75
