@@ -93,6 +93,26 @@ def import_keras() -> ModuleType:
     return importlib.import_module("keras")
 
 
+def import_tfmot() -> ModuleType:
+    """Import TFMOT on tf_keras without changing what `tf.keras` is for everyone else.
+
+    TFMOT sets TF_USE_LEGACY_KERAS=1 when it is imported, which would turn a `tf.keras` that
+    nobody has used yet into tf_keras. It only needs tf_keras itself, so the choice is made first
+    and the variable put back.
+    """
+    import tensorflow as tf
+
+    _ = tf.keras.Model
+    before = os.environ.get("TF_USE_LEGACY_KERAS")
+    try:
+        return importlib.import_module("tensorflow_model_optimization")
+    finally:
+        if before is None:
+            os.environ.pop("TF_USE_LEGACY_KERAS", None)
+        else:
+            os.environ["TF_USE_LEGACY_KERAS"] = before
+
+
 def _selected_backend() -> str:
     if "keras" in sys.modules:
         return str(sys.modules["keras"].backend.backend())
@@ -162,7 +182,7 @@ def _load_keras(path: Path, unsafe: bool, compile: bool) -> Any:
 
 def _load_tf_keras(path: Path, unsafe: bool, compile: bool) -> Any:
     tf_keras = importlib.import_module("tf_keras")
-    tfmot = importlib.import_module("tensorflow_model_optimization")
+    tfmot = import_tfmot()
     serialization = importlib.import_module("tf_keras.src.saving.serialization_lib")
     with (
         tempfile.TemporaryDirectory(prefix="edgeprune-") as folder,

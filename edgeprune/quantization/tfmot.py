@@ -5,13 +5,12 @@ DepthwiseConv2D kernel, where the converter has one an output channel. The conve
 so zeros stay zeros there and other weights move by less than half a step of TFMOT's grid.
 """
 
-import importlib
 import logging
-import os
 from typing import Any
 
 from edgeprune import models
 from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.models import import_tfmot
 from edgeprune.quantization import grid
 from edgeprune.quantization.names import skipped_layers
 
@@ -20,26 +19,6 @@ log = logging.getLogger(__name__)
 _QUANTIZERS = "tensorflow_model_optimization.python.core.quantization.keras"
 # Its transform puts Lambda layers around these, which no longer load in safe mode.
 _REFUSED = frozenset({"SeparableConv1D", "Lambda"})
-
-
-def import_tfmot() -> Any:
-    """Import TFMOT on tf_keras without changing what `tf.keras` is for everyone else.
-
-    TFMOT sets TF_USE_LEGACY_KERAS=1 when it is imported, which would turn a `tf.keras` that
-    nobody has used yet into tf_keras. It only needs tf_keras itself, so the choice is made first
-    and the variable put back.
-    """
-    import tensorflow as tf
-
-    _ = tf.keras.__version__
-    before = os.environ.get("TF_USE_LEGACY_KERAS")
-    try:
-        return importlib.import_module("tensorflow_model_optimization")
-    finally:
-        if before is None:
-            os.environ.pop("TF_USE_LEGACY_KERAS", None)
-        else:
-            os.environ["TF_USE_LEGACY_KERAS"] = before
 
 
 def quantize_aware(model: Any, skip: tuple[str, ...]) -> Any:
