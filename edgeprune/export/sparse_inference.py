@@ -62,6 +62,10 @@ def _judge(graph: Subgraph) -> SparseInference:
         return SparseInference(
             False, ("no weights are stored sparse (DENSIFY): prune, and convert with sparse on",)
         )
+    if not any(kernel.sparsity and kernel.dtype.startswith("float") for kernel in weights):
+        return SparseInference(
+            False, ("the sparse weights are integers; only float ones run sparse",)
+        )
     roles = {
         id(operator): _role(graph, operator)
         for operator in graph.operators
