@@ -45,6 +45,8 @@ def to_tflite(
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder, captured_stderr() as log:
         try:
             program.save(Path(folder))
+            if quantize in ("int8", "int16x8"):
+                _refuse_loops(Path(folder), quantize)
             converter = tf.lite.TFLiteConverter.from_saved_model(
                 folder, signature_keys=["serving_default"]
             )
@@ -55,6 +57,24 @@ def to_tflite(
     if failure is not None:
         raise _explained(failure, log.text, quantize) from failure
     return content
+
+
+def _refuse_loops(folder: Path, quantize: str) -> None:
+    """Refuse graphs with loops, which end the whole process in TensorFlow's calibrator."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((folder / "saved_model.pb").read_bytes())
+    for function in saved.meta_graphs[0].graph_def.library.function:
+        # The converter replaces tf_keras's LSTM functions as a whole by one operator.
+        if function.attr["api_implements"].s.startswith(b"lstm_"):
+            continue
+        if any(node.op in ("While", "StatelessWhile") for node in function.node_def):
+            raise UnsupportedError(
+                f"the model has a loop, as LSTM, GRU and other recurrent layers do, on which "
+                f"TensorFlow's {quantize} calibration crashes; build these layers with "
+                "unroll=True and load the same weights, or use dynamic or float16"
+            )
 
 
 def _configure(

@@ -109,7 +109,9 @@ class Program:
             archive.write_out(str(folder), verbose=False)
             return
         module = tf.Module()
-        module.owner = self.owner
+        # A tf_keras model itself would be saved with a dozen traces of every layer.
+        keras_model = hasattr(self.owner, "weights")
+        module.owner = list(self.owner.weights) if keras_model else self.owner
         function = tf.function(serve, input_signature=signature)
         tf.saved_model.save(
             module, str(folder), signatures={"serving_default": function.get_concrete_function()}
