@@ -3,8 +3,8 @@
 import gzip
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edgeprune.export.tflite import read
 # Operators whose kernel the converter can store sparse (those with `SparseOpInterface`).
 _SPARSE_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 _DENSE_VIEWS = ("DEQUANTIZE", "DENSIFY")
+_MAX_NESTING = 32
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,11 @@ def inspect_tflite(model: TfliteModel) -> Inspection:
     """
     macs = tflite_macs(model)
     facts = {tensor.buffer: _Facts.of(tensor) for tensor in model.weights()}
-    main = model.subgraphs[0]
+    rows = _Rows(model, facts)
     layers = []
-    for position, operator in enumerate(main.operators):
+    for position, operator in enumerate(model.subgraphs[0].operators):
         count = None if macs.total is None else macs.by_layer[position]
-        layer = _layer(model, operator, count, facts)
+        layer = rows.row(operator, count)
         if layer.parameters or layer.macs:
             layers.append(layer)
     parameters = {
@@ -216,52 +217,80 @@ def _fraction(facts: list[_Facts]) -> float | None:
     return sum(fact.zeros for fact in facts) / entries if entries else None
 
 
-def _layer(
-    model: TfliteModel, operator: Operator, macs: int | None, facts: dict[int, _Facts]
-) -> Layer:
-    main = model.subgraphs[0]
-    kernels: dict[int, Tensor] = {}
-    parameters: dict[int, Tensor] = {}
-    for graph, step in _with_called(model, operator):
-        kernels |= {tensor.buffer: tensor for tensor in graph.kernels(step)}
-        parameters |= {tensor.buffer: tensor for tensor in _parameters(graph, step)}
-    outputs = [main.tensors[index] for index in operator.outputs if index >= 0]
-    shown = max(
-        kernels.values() or parameters.values() or outputs,
-        key=lambda tensor: tensor.entries,
-        default=None,
-    )
-    own = [facts[buffer] for buffer in kernels]
-    return Layer(
-        name=layer_name(main, operator),
-        op=operator.name,
-        shape=() if shown is None else shown.shape,
-        dtype="" if shown is None else shown.dtype,
-        parameters=sum(tensor.entries for tensor in parameters.values()),
-        macs=macs,
-        sparsity=_fraction(own),
-        distinct_values=max((fact.distinct for fact in own), default=None),
-    )
+class _Rows:
+    """Makes the rows of the main graph; an operator that runs subgraphs owns what they hold."""
 
+    def __init__(self, model: TfliteModel, facts: dict[int, _Facts]) -> None:
+        self.model = model
+        self.facts = facts
+        self.called: dict[tuple[int, ...], Layer] = {}
+        # Subgraphs nest, so their operators may be visited again, but not without end.
+        self.visits_left = _MAX_NESTING * sum(len(graph.operators) for graph in model.subgraphs)
 
-def _with_called(model: TfliteModel, operator: Operator) -> Iterator[tuple[Subgraph, Operator]]:
-    """Yield an operator and all those of the subgraphs that it runs: a loop's body is its own."""
-    yield model.subgraphs[0], operator
-    waiting, seen = [operator], {0}
-    while waiting:
-        for name, index in waiting.pop().options.items():
-            if name.endswith("subgraph_index") and index not in seen:
-                if not 0 <= index < len(model.subgraphs):
+    def row(self, operator: Operator, macs: int | None) -> Layer:
+        main = self.model.subgraphs[0]
+        called = _called(operator)
+        if not called:
+            layer = self._summary(operator, [(main, operator)])
+        elif called in self.called:
+            layer = self.called[called]
+        else:
+            layer = self.called[called] = self._summary(operator, self._inside(operator))
+        return replace(layer, name=layer_name(main, operator), op=operator.name, macs=macs)
+
+    def _summary(self, operator: Operator, steps: Iterable[tuple[Subgraph, Operator]]) -> Layer:
+        kernels: dict[int, Tensor] = {}
+        parameters: dict[int, Tensor] = {}
+        for graph, step in steps:
+            kernels |= {tensor.buffer: tensor for tensor in graph.kernels(step)}
+            parameters |= {tensor.buffer: tensor for tensor in _parameters(graph, step)}
+        main = self.model.subgraphs[0]
+        outputs = [main.tensors[index] for index in operator.outputs if index >= 0]
+        shown = max(
+            kernels.values() or parameters.values() or outputs,
+            key=lambda tensor: tensor.entries,
+            default=None,
+        )
+        own = [self.facts[buffer] for buffer in kernels]
+        return Layer(
+            name="",
+            op="",
+            shape=() if shown is None else shown.shape,
+            dtype="" if shown is None else shown.dtype,
+            parameters=sum(tensor.entries for tensor in parameters.values()),
+            macs=None,
+            sparsity=_fraction(own),
+            distinct_values=max((fact.distinct for fact in own), default=None),
+        )
+
+    def _inside(self, operator: Operator) -> Iterator[tuple[Subgraph, Operator]]:
+        """Yield the operators of all the subgraphs that an operator runs, directly or not."""
+        waiting, seen = [operator], {0}
+        while waiting:
+            for index in _called(waiting.pop()):
+                if index in seen:
+                    continue
+                if not 0 <= index < len(self.model.subgraphs):
                     raise InputError("an operator calls a subgraph that does not exist")
-                seen.add(int(index))
-                graph = model.subgraphs[int(index)]
+                seen.add(index)
+                graph = self.model.subgraphs[index]
+                self.visits_left -= len(graph.operators)
+                if self.visits_left < 0:
+                    raise InputError("subgraphs call each other too often; the file is damaged")
                 waiting.extend(graph.operators)
                 yield from ((graph, inner) for inner in graph.operators)
 
 
+def _called(operator: Operator) -> tuple[int, ...]:
+    """Return the subgraphs that an operator runs: a loop's condition and body, say."""
+    return tuple(
+        int(index) for name, index in operator.options.items() if name.endswith("subgraph_index")
+    )
+
+
 def _parameters(graph: Subgraph, operator: Operator) -> Iterator[Tensor]:
     """Yield the constants that an operator computes with, but not shapes, axes and lone factors."""
-    if operator.name in _DENSE_VIEWS:
+    if operator.name in _DENSE_VIEWS or _called(operator):  # those are a loop's first values
         return
     for index in operator.inputs:
         tensor = graph.constant(index)

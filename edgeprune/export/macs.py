@@ -16,6 +16,8 @@ from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, Tf
 _MAX_NESTING = 32
 # Reshapes that a one-dimensional convolution puts before its BATCH_TO_SPACE_ND.
 _MAX_VIEWS = 3
+# Loops carry a few; a hostile file could make every look-up among them slow.
+_MAX_LOOP_VARIABLES = 1000
 _RECURRENT = tuple(name for name in KERNEL_INPUTS if name.endswith(("LSTM", "RNN")))
 _BRANCHES = ("then_subgraph_index", "else_subgraph_index")
 
@@ -208,8 +210,10 @@ def _trips(model: TfliteModel, graph: Subgraph, loop: Operator) -> int | None:
         condition = model.subgraphs[int(loop.options["cond_subgraph_index"])]
         body = model.subgraphs[int(loop.options["body_subgraph_index"])]
         # Keras writes up to three: counter < most trips AND time < time steps.
-        if len(condition.operators) > 3 or any(
-            op.name not in ("LESS", "LOGICAL_AND") for op in condition.operators
+        if (
+            len(condition.operators) > 3
+            or len(condition.inputs) > _MAX_LOOP_VARIABLES
+            or any(op.name not in ("LESS", "LOGICAL_AND") for op in condition.operators)
         ):
             return None
         bounds = [op for op in condition.operators if op.name == "LESS"]

@@ -20,8 +20,8 @@ from edgeprune.export.graph import Operator, Quantization, Subgraph, Tensor, Tfl
 __all__ = ["Operator", "Quantization", "Subgraph", "Tensor", "TfliteModel", "read"]
 
 _MAX_RANK = 32
-# Models have thousands of operators; Python reads this many tables in a few seconds.
-_MAX_TABLES = 500_000
+# Models have thousands of operators; Python reads this many tables in ten seconds.
+_MAX_TABLES = 250_000
 
 
 def read(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> TfliteModel:
