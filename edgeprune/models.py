@@ -176,7 +176,7 @@ def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: b
 def _load_keras(path: Path, unsafe: bool, compile: bool) -> Any:
     keras = import_keras()
     # Importing it registers edgeprune's own layers, which quantize-aware models hold.
-    importlib.import_module("edgeprune.quantization.qat")
+    importlib.import_module("edgeprune.quantization.layers")
     return keras.saving.load_model(path, compile=compile, safe_mode=not unsafe)
 
 
@@ -213,6 +213,11 @@ def _load_error(path: Path, error: Exception) -> EdgepruneError:
         return InputError(
             f"{path} holds code that would be run ({first_line(error)}); if you trust the file, "
             "pass --unsafe (unsafe=True in Python)"
+        )
+    if "quantize_layer" in text and path.suffix == ".keras":
+        return UnsupportedError(
+            f"{path} was quantized by TensorFlow Model Optimization, whose models tf_keras cannot "
+            "load from .keras files; save it as .h5"
         )
     return InputError(
         f"model file {path} cannot be loaded ({first_line(error)}); it may be damaged: save it "
