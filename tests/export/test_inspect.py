@@ -28,10 +28,7 @@ BOTH = pytest.mark.parametrize("flavour", [keras, tf_keras], ids=["keras", "tf_k
 
 
 def convert(model, *, sparse=False, quantize="none"):
-    function = tf.function(model, input_signature=[tf.TensorSpec((1, *model.input_shape[1:]))])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.get_concrete_function()], model
-    )
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [] if quantize == "none" else [tf.lite.Optimize.DEFAULT]
     if sparse:
         converter.optimizations.append(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
@@ -271,7 +268,7 @@ def test_bad_input(tmp_path):
 @pytest.fixture(scope="module")
 def contents():
     sparse = convert(zero_out(pointwise_net(), 0.9), sparse=True, quantize="int8")
-    inputs = tf_keras.Input((4, 3))
+    inputs = tf_keras.Input((4, 3), batch_size=1)
     recurrent = convert(tf_keras.Model(inputs, tf_keras.layers.GRU(2)(inputs)))
     return [sparse, recurrent]
 
