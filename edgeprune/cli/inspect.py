@@ -1,6 +1,5 @@
 """`edgeprune inspect`."""
 
-import json
 from pathlib import Path
 
 import click
@@ -14,9 +13,13 @@ from edgeprune.cli.options import PATH, json_option, unsafe_option
 @json_option
 def inspect(model: Path, unsafe: bool, as_json: bool) -> None:
     """Show what a MODEL (.tflite, .keras, .h5) is made of, layer by layer."""
+    from edgeprune.export.inspect import LAYER_COLUMNS
     from edgeprune.export.inspect import inspect as run
+    from edgeprune.report.table import print_table
 
     inspection = run(model, unsafe=unsafe)
     if as_json:
-        click.echo(json.dumps(inspection.to_dict(), indent=2))
+        click.echo(inspection.to_json(), nl=False)
         return
+    print_table(LAYER_COLUMNS, inspection.rows())
+    click.echo(f"\n{inspection.summary()}")

@@ -15,10 +15,22 @@ from edgeprune.export.micro import dtype_notes, unsupported_operators
 from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes
 from edgeprune.export.sparse_inference import SparseInference, layer_name, sparse_inference
 from edgeprune.export.tflite import read
+from edgeprune.report.table import Column, format_bytes, render
 
 # Operators whose kernel the converter can store sparse (those with `SparseOpInterface`).
 _SPARSE_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 _DENSE_VIEWS = ("DEQUANTIZE", "DENSIFY")
+
+LAYER_COLUMNS = (
+    Column("layer"),
+    Column("op"),
+    Column("shape"),
+    Column("dtype"),
+    Column("parameters", "count"),
+    Column("MACs", "count"),
+    Column("sparsity", "fraction"),
+    Column("distinct values", "count"),
+)
 _MAX_NESTING = 32
 
 
@@ -103,13 +115,55 @@ class Inspection:
         """Return one JSON document."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    def rows(self) -> list[tuple[str | float | None, ...]]:
+        """Return the values of `LAYER_COLUMNS`, a row a layer."""
+        return [
+            (
+                layer.name,
+                layer.op,
+                "x".join(map(str, layer.shape)),
+                layer.dtype,
+                layer.parameters,
+                layer.macs,
+                layer.sparsity,
+                layer.distinct_values,
+            )
+            for layer in self.layers
+        ]
 
-def inspect(model: Any) -> Inspection:
+    def summary(self) -> str:
+        """Return the totals in words, a line each."""
+        macs = f"unknown ({self.unavailable['macs']})" if self.macs is None else f"{self.macs:,}"
+        lines = [
+            f"parameters  {self.parameters:,}",
+            f"MACs        {macs}",
+            f"sparsity    {self.sparsity:.3f}",
+            f"size        {format_bytes(self.bytes)}, gzip {format_bytes(self.gzip_bytes)}, "
+            f"sparse-encoded {format_bytes(self.sparse_encoded_bytes)}, "
+            f"entropy {format_bytes(self.entropy_bytes)}",
+        ]
+        sparse = self.sparse_inference
+        if sparse.eligible is not None:
+            verdict = "yes" if sparse.eligible else f"no: {'; '.join(sparse.reasons)}"
+            lines.append(f"XNNPACK skips zeros (64-bit Arm)  {verdict}")
+        if self.mcu.unsupported_ops is not None:
+            missing = ", ".join(self.mcu.unsupported_ops)
+            verdict = f"lacks {missing}" if missing else "has every operator"
+            lines.append(f"TFLite Micro {verdict}")
+        lines += [f"note: {note}" for note in (*self.mcu.notes, *self.notes)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{render(LAYER_COLUMNS, self.rows())}\n\n{self.summary()}"
+
+
+def inspect(model: Any, *, unsafe: bool = False) -> Inspection:
     """Count a model's parameters, multiply-accumulates and zeros, and size it up.
 
     Args:
       model: a .tflite file (no TensorFlow is loaded for it), a .keras or HDF5 file, or a Keras 3
         or tf_keras model.
+      unsafe: load a .keras file that carries Python code, such as Lambda layers.
 
     Raises:
       InputError: no such file, or not a whole model.
@@ -123,7 +177,7 @@ def inspect(model: Any) -> Inspection:
     if path.suffix.lower() != ".tflite" and not _is_tflite(path):
         from edgeprune.export.inspect_keras import inspect_keras_file
 
-        return inspect_keras_file(path)
+        return inspect_keras_file(path, unsafe)
     return inspect_tflite(read(path))
 
 

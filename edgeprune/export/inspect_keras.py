@@ -17,13 +17,13 @@ from edgeprune.models import Kernel, keras_of, kernels, layers, load_model
 _ONCE_CONVERTED = "judged in the .tflite file: convert the model, then inspect that"
 
 
-def inspect_keras_file(path: Path) -> Inspection:
+def inspect_keras_file(path: Path, unsafe: bool) -> Inspection:
     """Inspect a .keras or HDF5 file; its byte figures are the file's.
 
     Raises:
       InputError, UnsupportedError: it cannot be loaded.
     """
-    model = load_model(path, compile=False)
+    model = load_model(path, unsafe=unsafe)
     try:
         content = path.read_bytes()
     except OSError as error:
