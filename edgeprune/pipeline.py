@@ -17,7 +17,7 @@ from edgeprune.data import Dataset, load_training_data
 from edgeprune.errors import InputError
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
-from edgeprune.recipe import Recipe, SparsitySpec
+from edgeprune.recipe import Recipe
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
 from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
@@ -231,7 +231,6 @@ class _Run:
             PolynomialDecay(
                 initial_sparsity=spec.initial_sparsity,
                 final_sparsity=spec.final_sparsity,
-                frequency=self._frequency(spec),
             ),
             pattern=self.pattern,
             ranking=spec.ranking,
@@ -343,11 +342,6 @@ class _Run:
 
     def _rate(self, stage_rate: float | None) -> float | None:
         return stage_rate if stage_rate is not None else self.recipe.training.learning_rate
-
-    def _frequency(self, spec: SparsitySpec) -> int:
-        """Prune about a hundred times in all, but not more often than every step."""
-        steps = -(-len(self.data.y) // self.recipe.training.batch_size) * spec.epochs
-        return max(1, min(100, steps // 100))
 
     def _tell(self, stage: str, fraction: float, note: str = "") -> None:
         if self.progress is not None:
