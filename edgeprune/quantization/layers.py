@@ -110,7 +110,8 @@ class GridLayer(keras.layers.Wrapper):  # type: ignore[misc]  # keras has no typ
     def __init__(self, layer: Any, **kwargs: Any) -> None:
         # Kernels must arrive here in full precision, whatever the model around computes in, so
         # this layer neither casts nor mixes; the wrapped layer then does both by its own policy.
-        super().__init__(layer, autocast=False, **{"name": layer.name} | kwargs)
+        own = {"name": layer.name, "dtype": layer.variable_dtype}
+        super().__init__(layer, autocast=False, **own | kwargs)
         self.supports_masking = layer.supports_masking
         self.activity_regularizer = layer.activity_regularizer
         name = activation_name(layer)
@@ -135,17 +136,20 @@ class GridLayer(keras.layers.Wrapper):  # type: ignore[misc]  # keras has no typ
         ]
 
     def call(self, inputs: Any) -> Any:
-        scope = keras.StatelessScope(self.rounded())
-        if self.before_activation is None:
-            with scope:
-                return self.layer(inputs)
+        outputs = self._product(inputs)
+        if self.before_activation is not None:
+            outputs = self.before_activation(outputs)
+        activation = self.layer.activation
+        return outputs if activation is None else activation(outputs)
+
+    def _product(self, inputs: Any) -> Any:
+        """Compute the layer up to its activation, bias included."""
         activation, self.layer.activation = self.layer.activation, None
         try:
-            with scope:
-                outputs = self.layer(inputs)
+            with keras.StatelessScope(self.rounded()):
+                return self.layer(inputs)
         finally:
             self.layer.activation = activation
-        return activation(self.before_activation(outputs))
 
     def compute_output_spec(self, inputs: Any) -> Any:
         return self.layer.compute_output_spec(inputs)
@@ -157,3 +161,47 @@ class GridLayer(keras.layers.Wrapper):  # type: ignore[misc]  # keras has no typ
         config: dict[str, Any] = super().get_config()
         config.pop("activity_regularizer", None)  # the wrapped layer's config holds it
         return config
+
+
+@keras.saving.register_keras_serializable(package="edgeprune")
+class GridSeparableLayer(GridLayer):
+    """A separable convolution, which is two operators on the device: rounded between them too."""
+
+    def __init__(self, layer: Any, **kwargs: Any) -> None:
+        super().__init__(layer, **kwargs)
+        self.between = ActivationRange(name="between", dtype=layer.dtype_policy)
+
+    def build(self, input_shape: Any = None) -> None:
+        super().build(input_shape)
+        self.between.build(None)
+
+    def _product(self, inputs: Any) -> Any:
+        layer = self.layer
+        (_, depthwise), (_, pointwise) = self.rounded()
+        outputs = keras.ops.depthwise_conv(
+            tf.cast(inputs, layer.compute_dtype),
+            tf.cast(depthwise, layer.compute_dtype),
+            strides=layer.strides,
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+        )
+        outputs = keras.ops.conv(
+            self.between(outputs),
+            tf.cast(pointwise, layer.compute_dtype),
+            padding="valid",
+            data_format=layer.data_format,
+        )
+        if layer.use_bias:
+            bias = tf.cast(layer.bias.value, layer.compute_dtype)
+            if layer.data_format == "channels_first":
+                bias = tf.reshape(bias, (-1, *[1] * layer.rank))
+            outputs = outputs + bias
+        return outputs
+
+
+def on_grid(layer: Any) -> GridLayer:
+    """Wrap a layer of `placement.GRID_LAYERS`."""
+    if type(layer).__name__.startswith("SeparableConv"):
+        return GridSeparableLayer(layer)
+    return GridLayer(layer)

@@ -98,7 +98,7 @@ def _check(model: Any) -> None:
 
 
 def _quantize_aware(model: Any, skipped: frozenset[int]) -> Any:
-    from edgeprune.quantization.layers import ActivationRange, GridLayer
+    from edgeprune.quantization.layers import ActivationRange, GridLayer, on_grid
     from edgeprune.quantization.placement import is_container, kind, place
     from edgeprune.quantization.rebuild import copied, copy_weights, rebuild
 
@@ -119,7 +119,7 @@ def _quantize_aware(model: Any, skipped: frozenset[int]) -> Any:
         new = copied(layer)
         pairs.append((layer, new))
         if kind(layer) == "grid" and id(layer) not in skipped:
-            return GridLayer(new)
+            return on_grid(new)
         return new
 
     def after(container: Any, layer: Any, call: int, output: Any) -> Any:

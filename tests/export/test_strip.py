@@ -10,8 +10,8 @@ import tf_keras
 from keras import layers
 
 from edgeprune import InputError, models, quantize_aware, strip
+from edgeprune.models import import_tfmot
 from edgeprune.quantization import grid
-from edgeprune.quantization.tfmot import import_tfmot
 
 rng = np.random.default_rng(5)
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from edgeprune.quantization import grid
-from edgeprune.quantization.layers import ActivationRange, GridLayer
+from edgeprune.quantization.layers import ActivationRange, GridLayer, on_grid
 
 
 def states(layer):
@@ -96,9 +96,13 @@ def test_an_activation_that_is_not_fused_sees_rounded_values():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_kernels_are_rounded_in_full_precision_under_a_mixed_policy(policy):
-    dense = keras.layers.Dense(3, dtype=policy, use_bias=False)
-    layer = GridLayer(dense)
-    outputs = layer(np.eye(6, dtype="float32"))
+    keras.config.set_dtype_policy(policy)
+    try:
+        dense = keras.layers.Dense(3, use_bias=False)
+        layer = GridLayer(dense)
+        outputs = layer(np.eye(6, dtype="float32"))
+    finally:
+        keras.config.set_dtype_policy("float32")
     assert outputs.dtype == dense.compute_dtype
     expected = tf.cast(grid.to_grid(dense.kernel.value, (1,)), dense.compute_dtype)
     np.testing.assert_array_equal(np.float32(outputs), np.float32(expected))
@@ -126,6 +130,29 @@ def test_losses_of_the_wrapped_layer_count_once():
     again = GridLayer.from_config(layer.get_config())
     again(np.ones((2, 4), "float32"))
     assert len(again.losses) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: keras.layers.SeparableConv2D(5, 3, strides=2, padding="same"), (2, 9, 9, 4)),
+        (lambda: keras.layers.SeparableConv2D(5, 3, depth_multiplier=2), (2, 9, 9, 4)),
+        (lambda: keras.layers.SeparableConv2D(5, 3, dilation_rate=2, use_bias=False), (2, 9, 9, 4)),
+        (lambda: keras.layers.SeparableConv1D(5, 3, activation="relu"), (2, 9, 4)),
+        (lambda: keras.layers.SeparableConv1D(5, 3, activation="tanh"), (2, 9, 4)),
+    ],
+)
+def test_a_separable_convolution_is_taken_apart_without_changing_what_it_computes(layer, shape):
+    values = np.random.default_rng(0).normal(size=shape).astype("float32")
+    wrapped = on_grid(layer())
+    found = wrapped(values)  # no range has seen a batch: only the kernels are rounded
+    plain = wrapped.layer
+    for kernel in (plain.depthwise_kernel, plain.pointwise_kernel):
+        axes = (-2, -1) if kernel is plain.depthwise_kernel else (-1,)
+        kernel.assign(grid.to_grid(kernel.value, tuple(a % len(kernel.shape) for a in axes)))
+    np.testing.assert_allclose(found, plain(values), atol=1e-5)
+    wrapped(values, training=True)
+    assert states(wrapped.between)[2] == 1
 
 
 def test_weights_are_listed_once():

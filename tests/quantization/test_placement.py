@@ -14,7 +14,7 @@ def rounded(model):
     return [
         layer.name.removesuffix("_range")
         for layer in aware._flatten_layers()
-        if isinstance(layer, ActivationRange) and layer.name != "before_activation"
+        if isinstance(layer, ActivationRange) and layer.name not in ("before_activation", "between")
     ]
 
 

@@ -87,7 +87,7 @@ def test_every_rounded_activation_is_a_tensor_of_the_int8_file_with_about_that_r
     outputs = [o for op in file.operators for o in op.outputs if o["dtype"] == np.int8]
     scales = [o["quantization_parameters"]["scales"][0] for o in outputs]
     ranges = [x for x in aware._flatten_layers() if isinstance(x, ActivationRange)]
-    assert len(ranges) == 14
+    assert len(ranges) == 15
     for layer in ranges:
         scale = float(layer.maximum - layer.minimum) / 255
         # Batches of 32 on average, against the extremes of all calibration samples.

@@ -163,7 +163,7 @@ def test_sequential_stays_sequential():
 def test_importing_tfmot_leaves_tf_keras_and_the_environment_to_the_user():
     code = (
         "import os, tensorflow as tf\n"
-        "from edgeprune.quantization.tfmot import import_tfmot\n"
+        "from edgeprune.models import import_tfmot\n"
         "import_tfmot()\n"
         "print(os.environ.get('TF_USE_LEGACY_KERAS'), tf.keras.__version__.split('.')[0])"
     )
