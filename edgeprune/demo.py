@@ -37,7 +37,10 @@ def run_demo(output: str | Path, progress: Progress | None = None) -> Compressio
     data = digits()
     trained = folder / "digits.keras"
     if not trained.exists():
+        tell = progress or (lambda stage, fraction, note: None)
+        tell("training", 0.0, "")
         save_model(_train(data, progress), trained)
+        tell("training", 1.0, "")
     return compress(trained, data, RECIPE, folder, progress=progress)
 
 

@@ -197,11 +197,11 @@ class _Run:
             else:
                 self.rows += rows
                 summary |= {
-                    key: getattr(rows[-1], key) for key in ("score_name", "score", "sparsity")
+                    key: getattr(rows[0], key) for key in ("score_name", "score", "sparsity")
                 }
             self.stages.append(summary)
             self._write_record()
-            self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[-1]))
+            self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[0]))
         return CompressionReport(self.folder, tuple(self.rows), tuple(self.stages))
 
     def _baseline(self) -> list[Row]:
@@ -255,17 +255,12 @@ class _Run:
 
         spec = self.recipe.quantization
         assert spec is not None
-        aware = quantize_aware(self._latest(), skip=spec.skip)
+        model = self._latest()
+        callbacks = [PreserveSparsity()] if _sparsity_of(model) > 0 else []
+        aware = quantize_aware(model, skip=spec.skip)
         compile_like(aware, self.model, self.data, self._rate(spec.learning_rate))
-        fit(
-            aware,
-            self.data,
-            spec.epochs,
-            self.recipe.training,
-            [PreserveSparsity()],
-            "quantization",
-            self.progress,
-        )
+        training = self.recipe.training
+        fit(aware, self.data, spec.epochs, training, callbacks, "quantization", self.progress)
         model = strip(aware)
         save_model(model, self.folder / "quantized.keras")
         return [self._keras_row("trained on the int8 grid", model, "quantized.keras")]
