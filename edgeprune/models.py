@@ -155,18 +155,29 @@ def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: b
     Args:
       path: a .keras, .h5 or .hdf5 file of Keras 3 or tf_keras.
       unsafe: allow code from the file, such as Lambda layers; only for files that you trust.
-      compile: restore the optimizer, loss and metrics as well, if the file has them.
+      compile: restore the optimizer, loss and metrics as well, if the file has them; where that
+        fails, a warning says why and the model is not compiled.
 
     Raises:
       InputError: no such file, or not a whole model that may be loaded.
       UnsupportedError: another Keras backend is selected, or a layer is unknown.
     """
     path = Path(path)
-    written_by = identify(path, unsafe=unsafe)
+    load = _load_keras if identify(path, unsafe=unsafe) == "keras" else _load_tf_keras
     try:
-        if written_by == "keras":
-            return _load_keras(path, unsafe, compile)
-        return _load_tf_keras(path, unsafe, compile)
+        if not compile:
+            return load(path, unsafe, False)
+        try:
+            return load(path, unsafe, True)
+        except Exception as error:
+            # The loss may be the user's own; Keras also fails on some of its own in HDF5 files.
+            model = load(path, unsafe, False)
+            warnings.warn(
+                f"{path}: its loss and optimizer could not be restored ({first_line(error)}); "
+                "the model is not compiled",
+                stacklevel=2,
+            )
+            return model
     except EdgepruneError:
         raise
     except Exception as error:  # Keras raises whatever its readers run into

@@ -57,7 +57,8 @@ class Interpreter:
                 self._runner = self._interpreter.get_signature_runner()
             except (RuntimeError, ValueError) as error:
                 raise VerificationError(
-                    f"the interpreter refuses the converted model: {first_line(error)}"
+                    f"the interpreter refuses the converted model ({first_line(error)}); "
+                    "try another quantization"
                 ) from error
         self._inputs = self._runner.get_input_details()
         self._outputs = self._runner.get_output_details()
