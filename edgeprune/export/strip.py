@@ -3,6 +3,7 @@
 from typing import Any
 
 from edgeprune import models
+from edgeprune.errors import UnsupportedError
 
 
 def strip(model: Any) -> Any:
@@ -20,6 +21,10 @@ def strip(model: Any) -> Any:
     Returns:
       A new model of the same flavour with the original's layers, names and config, not compiled;
       or `model` itself if there is nothing to strip.
+
+    Raises:
+      InputError: it is no Keras model.
+      UnsupportedError: a subclassed model with such a model inside.
     """
     if models.flavour(model) == "tf_keras":
         from edgeprune.quantization import tfmot
@@ -30,10 +35,16 @@ def strip(model: Any) -> Any:
 
 def _strip_keras(model: Any) -> Any:
     from edgeprune.quantization.layers import ActivationRange, GridLayer
+    from edgeprune.quantization.placement import is_container
     from edgeprune.quantization.rebuild import copied, copy_weights, rebuild
 
     if not any(isinstance(layer, ActivationRange | GridLayer) for _, layer in models.layers(model)):
         return model
+    if not is_container(model):
+        raise UnsupportedError(
+            f"model '{model.name}' is a subclassed model ({type(model).__name__}) around a "
+            "quantization-aware one; strip the Functional or Sequential model inside it"
+        )
     pairs: list[tuple[Any, Any]] = []
     wrappers: list[tuple[Any, Any]] = []
 

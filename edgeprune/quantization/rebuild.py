@@ -41,6 +41,16 @@ def copied(layer: Any) -> Any:
     Raises:
       UnsupportedError: the layer cannot be made again from its config.
     """
+    if isinstance(layer, keras.layers.Lambda):
+        # Its function is here already; the copy in its config would have lost its globals, and
+        # safe mode would refuse it.
+        return type(layer)(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            **keras.layers.Layer.get_config(layer),
+        )
     try:
         return type(layer).from_config(layer.get_config())
     except (NotImplementedError, TypeError, ValueError) as error:

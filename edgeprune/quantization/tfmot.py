@@ -67,18 +67,27 @@ def strip(model: Any) -> Any:
     """Return the plain tf_keras model inside one that TFMOT wrapped; see `export.strip.strip`."""
     if not any(_is_wrapper(layer) for _, layer in models.layers(model)):
         return model
+    if not _has_graph(model):
+        raise UnsupportedError(
+            f"model '{model.name}' is a subclassed model ({type(model).__name__}) around layers "
+            "of TensorFlow Model Optimization; strip the Functional or Sequential model inside it"
+        )
     return _Strip().container(model)
 
 
-def _check(model: Any) -> None:
+def _has_graph(model: Any) -> bool:
     import tf_keras
 
+    return isinstance(model, tf_keras.Sequential) or model._is_graph_network
+
+
+def _check(model: Any) -> None:
     if not model.built:
         raise InputError(
             f"model '{model.name}' has no weights yet; build it first, for example by calling "
             "it on one batch"
         )
-    if not isinstance(model, tf_keras.Sequential) and not model._is_graph_network:
+    if not _has_graph(model):
         raise UnsupportedError(
             f"model '{model.name}' is a subclassed model ({type(model).__name__}), whose graph "
             "cannot be read; supported: Functional and Sequential models. Convert it with "
@@ -135,14 +144,16 @@ def _apply(model: Any, names: set[str]) -> Any:
     tfmot = import_tfmot()
     annotate = tfmot.quantization.keras.quantize_annotate_layer
     # A copy, since annotating calls the very same layers again and leaves traces in them.
-    copy = tf_keras.models.clone_model(model)
+    copy = tf_keras.models.clone_model(model, clone_function=_made_again)
     copy.set_weights(model.get_weights())
     annotated = tf_keras.models.clone_model(
         copy, clone_function=lambda layer: annotate(layer) if layer.name in names else layer
     )
-    scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+    # Its graph surgery makes every layer anew by class name, the user's own ones too.
+    own = {type(layer).__name__: type(layer) for _, layer in models.layers(model)}
     try:
-        return tfmot.quantization.keras.quantize_apply(annotated, scheme=scheme)
+        with tf_keras.utils.custom_object_scope(own):
+            return tfmot.quantization.keras.quantize_apply(annotated, scheme=_scheme(tfmot))
     # What it raises depends on where in its graph surgery a layer surprises it.
     except (
         AttributeError,
@@ -153,6 +164,22 @@ def _apply(model: Any, names: set[str]) -> Any:
         ValueError,
     ) as e:
         raise _RefusedError(str(e)) from e
+
+
+def _scheme(tfmot: Any) -> Any:
+    """Return TFMOT's prune-preserving scheme, with one mistake of its registry mended.
+
+    It says that it supports every layer without weights, then fails on those that it does not
+    know; and quantize_apply asks it about the layers before the annotated ones, too.
+    """
+    plain = tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
+    known = plain.get_quantize_registry()
+    scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+    registry = scheme.get_quantize_registry()
+    claims = registry.supports
+    registry.supports = lambda layer: claims(layer) and known.supports(layer)
+    scheme.get_quantize_registry = lambda: registry
+    return scheme
 
 
 def _is_wrapper(layer: Any) -> bool:
@@ -252,15 +279,26 @@ def _plain(layer: Any) -> Any:
 
     activation = getattr(layer, "activation", None)
     if activation is None or not type(activation).__module__.startswith(_QUANTIZERS):
-        return type(layer).from_config(layer.get_config())
+        return _made_again(layer)
     plain = getattr(activation, "activation", activation)
     if type(plain).__module__.startswith(_QUANTIZERS):  # NoOpActivation, between conv and norm
         plain = tf_keras.activations.linear
     layer.activation = plain
     try:
-        return type(layer).from_config(layer.get_config())
+        return _made_again(layer)
     finally:
         layer.activation = activation
+
+
+def _made_again(layer: Any) -> Any:
+    try:
+        return type(layer).from_config(layer.get_config())
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UnsupportedError(
+            f"layer '{layer.name}' ({type(layer).__name__}) cannot be made again from its config "
+            f"({reason}); give it a get_config() and from_config() that agree"
+        ) from error
 
 
 def _copy_weights(old: Any, plain: Any) -> None:

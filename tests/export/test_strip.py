@@ -9,7 +9,7 @@ import pytest
 import tf_keras
 from keras import layers
 
-from edgeprune import InputError, models, quantize_aware, strip
+from edgeprune import InputError, UnsupportedError, models, quantize_aware, strip
 from edgeprune.models import import_tfmot
 from edgeprune.quantization import grid
 
@@ -99,6 +99,19 @@ def test_what_is_no_model_is_refused():
         strip("model.keras")
 
 
+def test_a_subclassed_model_around_an_aware_one_is_refused():
+    class Around(keras.Model):
+        def __init__(self):
+            super().__init__(name="around")
+            self.inside = quantize_aware(keras_model())
+
+        def call(self, inputs):
+            return self.inside(inputs)
+
+    with pytest.raises(UnsupportedError, match=r"model 'around' is a subclassed model \(Around\)"):
+        strip(Around())
+
+
 def tf_keras_model():
     inputs = tf_keras.layers.Input((8, 8, 3), name="in")
     x = tf_keras.layers.Conv2D(4, 3, name="conv")(inputs)
@@ -168,3 +181,16 @@ def test_a_tfmot_model_that_was_saved_and_loaded_is_stripped_alike(tmp_path):
         again = tf_keras.models.load_model(tmp_path / "quantized.h5")
     for old, new in zip(strip(quantized).get_weights(), strip(again).get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_subclassed_model_around_tfmots_layers_is_refused():
+    class Around(tf_keras.Model):
+        def __init__(self):
+            super().__init__(name="around")
+            self.inside = import_tfmot().quantization.keras.quantize_model(tf_keras_model())
+
+        def call(self, inputs):
+            return self.inside(inputs)
+
+    with pytest.raises(UnsupportedError, match=r"model 'around' is a subclassed model \(Around\)"):
+        strip(Around())

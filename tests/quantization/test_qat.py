@@ -349,6 +349,20 @@ def test_a_layer_that_cannot_be_made_again_is_named():
         quantize_aware(model)
 
 
+def test_a_lambda_keeps_its_function_and_what_it_refers_to():
+    factor = 3.0
+    model = keras.Sequential(
+        [
+            layers.Input((4,)),
+            layers.Lambda(lambda x, plus: x * factor + np.pi + plus, arguments={"plus": 1.0}),
+            layers.Dense(2, name="dense"),
+        ]
+    )
+    plain = strip(quantize_aware(model))
+    values = np.ones((2, 4), "float32")
+    np.testing.assert_allclose(plain.layers[0](values), values * (3 + np.pi + 1), rtol=1e-6)
+
+
 def test_wrapped_layers_are_found_by_models_kernels():
     aware = quantize_aware(dense_stack())
     assert isinstance(aware.get_layer("one"), GridLayer)

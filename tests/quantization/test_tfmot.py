@@ -203,3 +203,43 @@ def test_a_model_that_tfmot_cannot_quantize_at_all_is_refused():
     model = tf_keras.Sequential([layers.Input((12, 4)), layers.LSTM(3)])
     with pytest.raises(UnsupportedError, match="no layer that TensorFlow Model Optimization can"):
         quantize_aware(model)
+
+
+class Scaling(layers.Layer):
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+def test_a_layer_of_the_users_own_stays_in_float_and_the_rest_is_quantized():
+    model = tf_keras.Sequential(
+        [layers.Input((4,)), Scaling(3.0, name="own"), layers.Dense(2, name="dense")]
+    )
+    aware = quantize_aware(model)
+    assert float_layers(aware) == ("own (Scaling)",)
+    plain = strip(aware)
+    assert plain.get_layer("own").factor == 3.0
+    values = rng.normal(size=(8, 4)).astype("float32")
+    np.testing.assert_allclose(plain(values), model(values), atol=0.2)
+
+
+def test_a_layer_that_cannot_be_made_again_is_named():
+    class Closed(layers.Layer):
+        def __init__(self, secret):
+            super().__init__(name="closed")
+
+        def get_config(self):
+            raise NotImplementedError("no config")
+
+        def call(self, inputs):
+            return inputs
+
+    model = tf_keras.Sequential([layers.Input((4,)), Closed(3), layers.Dense(2)])
+    with pytest.raises(UnsupportedError, match=r"layer 'closed' \(Closed\) cannot be made again"):
+        quantize_aware(model)
