@@ -102,20 +102,17 @@ class Program:
                 for name, tensor in zip(self.outputs, self.call(tensors), strict=True)
             }
 
-        if _is_keras_3(self.owner):
-            archive = models.import_keras().export.ExportArchive()
-            archive.track(self.owner)
-            archive.add_endpoint("serving_default", serve, input_signature=signature)
-            archive.write_out(str(folder), verbose=False)
-            return
-        module = tf.Module()
-        # A tf_keras model itself would be saved with a dozen traces of every layer.
-        keras_model = hasattr(self.owner, "weights")
-        module.owner = list(self.owner.weights) if keras_model else self.owner
         function = tf.function(serve, input_signature=signature)
-        tf.saved_model.save(
-            module, str(folder), signatures={"serving_default": function.get_concrete_function()}
-        )
+        concrete = function.get_concrete_function()
+        module = tf.Module()
+        # Only what the function reads: saving a whole Keras model, as `model.export` does, takes
+        # longer than tracing it, and tf_keras adds a dozen traces of every layer.
+        module.read = list(concrete.graph.variables)
+        try:
+            tf.saved_model.save(module, str(folder), signatures={"serving_default": concrete})
+        except AssertionError:  # it reads something else too, such as a lookup table
+            module.owner = self.owner
+            tf.saved_model.save(module, str(folder), signatures={"serving_default": concrete})
 
 
 def program_of(model: Any) -> Program:
@@ -250,7 +247,3 @@ def _plain(names: Sequence[str]) -> list[str]:
 
 def _has_fixed_batch(inputs: Sequence[InputSpec]) -> bool:
     return any(spec.shape and spec.shape[0] is not None for spec in inputs)
-
-
-def _is_keras_3(owner: Any) -> bool:
-    return any(base.__module__.partition(".")[0] == "keras" for base in type(owner).__mro__)
