@@ -24,23 +24,24 @@ ARITHMETIC = frozenset({"Add", "Subtract", "Multiply", "Divide", "BatchNormaliza
 # New values that fuse nothing.
 PLAIN = frozenset(
     {"Concatenate", "Average", "Maximum", "Minimum", "Dot", "Matmul", "Mean", "Sum"}
-    | {"Rescaling", "Normalization", "LeakyReLU", "PReLU", "LeakyRelu", "HardSwish", "HardSilu"}
+    | {f"GlobalAveragePooling{n}D" for n in (1, 2, 3)}
+    | {"LeakyReLU", "PReLU", "ELU", "LeakyRelu", "Elu", "Gelu", "Silu", "HardSilu"}
+    | {"Rescaling", "Normalization"}
 )
 RELU = frozenset({"ReLU", "Relu", "Relu6"})
-# Same numbers out as in, or a mean or maximum of them: the range is handed on.
+# Same numbers out as in, or a mean or maximum of a few of them: the range is handed on.
 SAME_RANGE = frozenset(
     {f"{kind}Pooling{n}D" for kind in ("Max", "Average", "GlobalMax") for n in (1, 2, 3)}
     | {f"{kind}{n}D" for kind in ("ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)}
     | {"Flatten", "Reshape", "Permute", "RepeatVector", "Transpose", "Squeeze", "ExpandDims"}
     | {"GetItem", "Pad", "Masking"}
 )
-# Gone at inference: the layers around see through them.
+# Gone at inference: the layers around them see through.
 TRANSPARENT = frozenset(
     {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout"}
     | {"GaussianNoise", "GaussianDropout", "ActivityRegularization", "Identity", "InputLayer"}
 )
-"""Layers that only act in training."""
-GLOBAL_MEAN = frozenset({f"GlobalAveragePooling{n}D" for n in (1, 2, 3)})
+# Their int8 range is fixed by the format.
 FIXED = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh"})
 
 
@@ -64,7 +65,7 @@ def kind(layer: Any) -> str:
     for row, names in (
         ("grid", GRID_LAYERS),
         ("arithmetic", ARITHMETIC),
-        ("plain", PLAIN | GLOBAL_MEAN),
+        ("plain", PLAIN),
         ("relu", RELU),
         ("same", SAME_RANGE),
         ("transparent", TRANSPARENT),

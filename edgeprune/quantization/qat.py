@@ -17,11 +17,12 @@ def quantize_aware(model: Any, skip: Iterable[str] = ()) -> Any:
     Kernels of Dense, EinsumDense, Conv1D/2D/3D, DepthwiseConv, SeparableConv and ConvTranspose
     layers are rounded to the int8 grid (symmetric, one scale an output channel) on every step,
     with straight-through gradients. Activations are rounded where TFLite rounds them, over a
-    range learned in training. Layers of other kinds compute in float; `float_layers` lists them.
+    range learned in training. Layers of other kinds compute in float; they are logged once, and
+    `float_layers` lists them. (TFLite computes Conv3D in float; its kernel keeps the grid.)
 
     Fit it as usual, with `PreserveSparsity` to keep a pruned model's zeros, then convert it:
-    `edgeprune.convert` strips it first. A saved aware model loads once edgeprune's
-    `edgeprune.quantization.layers` is imported.
+    `edgeprune.convert` strips it first. A saved aware model loads with `edgeprune.load_model`, or
+    with Keras once `edgeprune.quantization.layers` is imported.
 
     Args:
       model: a built Functional or Sequential Keras 3 or tf_keras model, also with such models

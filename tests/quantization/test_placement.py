@@ -79,6 +79,17 @@ def test_a_normalization_that_cannot_fold_is_an_operator_of_its_own():
     assert rounded(keras.Model(inputs, x)) == ["image", "conv", "norm"]
 
 
+def test_activations_that_do_not_fuse_see_an_int8_tensor_and_make_one():
+    inputs = image()
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    x = layers.LeakyReLU(name="leaky")(x)
+    x = layers.Conv2D(4, 3, name="conv_2")(x)
+    x = layers.Activation("gelu", name="gelu")(x)
+    x = layers.Conv2D(4, 3, name="conv_3")(x)
+    x = layers.Activation("sigmoid", name="sigmoid")(x)  # its range is fixed
+    assert rounded(keras.Model(inputs, x)) == ["image", "conv", "leaky", "conv_2", "gelu", "conv_3"]
+
+
 def test_training_only_layers_are_looked_through():
     inputs = image()
     x = layers.Conv2D(4, 3, name="conv")(inputs)
