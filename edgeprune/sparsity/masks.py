@@ -1,5 +1,6 @@
 """Masks on the device: hold zeros in place, in the graph of the training step."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,11 +45,11 @@ class HeldMasks:
                 tf.Variable(tf.ones(kernel.variable.shape, tf.bool), trainable=False)
                 for kernel in self.kernels
             ]
-        # XLA cannot reach the variables of other replicas. One function a kernel, since TensorFlow
-        # takes many traces of one for a mistake.
+        # XLA cannot reach the variables of other replicas. One function a kernel, and each around
+        # an object of its own, since TensorFlow warns of many traces of the same code.
         alone = strategy.num_replicas_in_sync == 1
         self._zero = [
-            tf.function(_select, jit_compile=True)
+            tf.function(functools.partial(_select), jit_compile=True)
             if alone and mask.shape.num_elements() >= _XLA_MIN_SIZE
             else _select
             for mask in self._masks

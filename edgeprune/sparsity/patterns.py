@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from edgeprune.errors import InputError
 
+# Up to this fraction of zeros, partitioning them costs less than leaving them out.
+_FEW_ZEROS = 0.02
+
 Scores = NDArray[Any]
 Mask = NDArray[np.bool_]
 
@@ -198,7 +201,7 @@ def keep_largest(scores: Scores, sparsity: float) -> Mask:
     """Mark all but the smallest ``round(sparsity * size)`` of a flat array.
 
     Args:
-      scores: one-dimensional.
+      scores: magnitudes, one-dimensional.
       sparsity: fraction to mark False, in [0, 1).
 
     Returns:
@@ -207,12 +210,34 @@ def keep_largest(scores: Scores, sparsity: float) -> Mask:
     zeros = min(round(sparsity * scores.size), scores.size - 1)
     if zeros <= 0:
         return np.ones(scores.shape, np.bool_)
-    threshold = np.partition(scores, zeros - 1)[zeros - 1]
+    scores = sortable(scores)
+    threshold = kth_smallest(scores, zeros - 1)
     kept: Mask = np.greater(scores, threshold)
     surplus = scores.size - int(np.count_nonzero(kept)) - zeros
     if surplus > 0:  # several equal the threshold: the last of them stay
         kept[np.flatnonzero(scores == threshold)[-surplus:]] = True
     return kept
+
+
+def sortable(magnitudes: Scores) -> Scores:
+    """View floats, none below zero, as the integers of their bits, which sort alike, but faster."""
+    if magnitudes.dtype.kind != "f":
+        return magnitudes
+    return magnitudes.view(f"i{magnitudes.dtype.itemsize}")
+
+
+def kth_smallest(magnitudes: Scores, k: int) -> Any:
+    """Return the element that stands at `k` (from 0) once sorted; none is below zero.
+
+    The zeros that earlier pruning left are counted, not partitioned: on many equal values
+    `np.partition` takes up to forty times as long.
+    """
+    zeros = magnitudes.size - int(np.count_nonzero(magnitudes))
+    if k < zeros:
+        return magnitudes.dtype.type(0)
+    if zeros > _FEW_ZEROS * magnitudes.size:
+        magnitudes, k = np.compress(magnitudes != 0, magnitudes), k - zeros
+    return np.partition(magnitudes, k)[k]
 
 
 def _order(rank: int, output_axes: tuple[int, ...]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.sparsity.patterns import GlobalPattern, Mask, Pattern, Scores
+from edgeprune.sparsity.patterns import GlobalPattern, Mask, Pattern, Scores, kth_smallest, sortable
 
 Ranking = Literal["layer", "global"]
 _T = TypeVar("_T")
@@ -58,32 +58,42 @@ def global_masks(kernels: Sequence[Ranked], pattern: GlobalPattern) -> list[Mask
     if not kernels or kernels[0].sparsity == 0:
         return [np.ones(kernel.weights.shape, np.bool_) for kernel in kernels]
 
-    def units(kernel: Ranked) -> Scores:
-        scores = pattern.units(magnitude(kernel.weights), kernel.output_axes)
-        # The last of the largest is the one that would go last: put it out of reach.
-        scores[scores.size - 1 - int(np.argmax(scores[::-1]))] = np.inf
-        return scores
-
-    # Scores are made twice, rather than kept beside the copy that is partitioned in place: at
-    # these sizes new memory costs more than arithmetic.
-    everything = np.concatenate(_threaded(units, kernels))
-    zeros = min(round(kernels[0].sparsity * everything.size), everything.size - len(kernels))
-    if zeros <= 0:
-        return [np.ones(kernel.weights.shape, np.bool_) for kernel in kernels]
-    everything.partition(zeros - 1)
-    threshold = everything[zeros - 1]
-    ties_kept = int(np.count_nonzero(everything[zeros:] == threshold))
-    kept = _threaded(lambda kernel: np.greater(units(kernel), threshold), kernels)
-    for index in reversed(range(len(kernels))):  # among equals, the last of all stay
-        if ties_kept == 0:
-            break
-        ties = np.flatnonzero(units(kernels[index]) == threshold)[-ties_kept:]
-        kept[index][ties] = True
-        ties_kept -= ties.size
+    kept = _rank_together(kernels, pattern, protected=False)
+    if not all(part.any() for part in kept):
+        kept = _rank_together(kernels, pattern, protected=True)
     return [
         pattern.spread(part, kernel.weights.shape, kernel.output_axes)
         for part, kernel in zip(kept, kernels, strict=True)
     ]
+
+
+def _rank_together(
+    kernels: Sequence[Ranked], pattern: GlobalPattern, *, protected: bool
+) -> list[Mask]:
+    """Tell for each unit of each kernel whether it is kept; if `protected`, one of each is."""
+
+    def units(kernel: Ranked) -> Scores:
+        scores = sortable(pattern.units(magnitude(kernel.weights), kernel.output_axes))
+        if protected:  # the last of the largest would go last: put it out of reach
+            scores[scores.size - 1 - int(np.argmax(scores[::-1]))] = np.iinfo(scores.dtype).max
+        return scores
+
+    # Scores are made twice rather than kept: at these sizes new memory costs more than arithmetic.
+    everything = np.concatenate(_threaded(units, kernels))
+    most = everything.size - len(kernels) if protected else everything.size - 1
+    zeros = min(round(kernels[0].sparsity * everything.size), most)
+    if zeros <= 0:
+        return [np.ones(part.shape, np.bool_) for part in _threaded(units, kernels)]
+    threshold = kth_smallest(everything, zeros - 1)
+    kept = _threaded(lambda kernel: np.greater(units(kernel), threshold), kernels)
+    ties = everything.size - sum(int(np.count_nonzero(part)) for part in kept) - zeros
+    for index in reversed(range(len(kernels))):  # among equals, the last of all stay
+        if ties == 0:
+            break
+        last = np.flatnonzero(units(kernels[index]) == threshold)[-ties:]
+        kept[index][last] = True
+        ties -= last.size
+    return kept
 
 
 def _threaded(act: Callable[[Ranked], _T], kernels: Sequence[Ranked]) -> list[_T]:

@@ -63,9 +63,23 @@ def measure(rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal(shape, np.float32) for shape in resnet50_shapes()]
     ranked = [Ranked(kernel, SPARSITY) for kernel in weights]
+    # Weights amid a ramp: three quarters are zeros that earlier choices left.
+    ramp = [
+        kernel * mask
+        for kernel, mask in zip(
+            weights,
+            choose_masks([Ranked(kernel, 0.75) for kernel in weights], Unstructured(), "layer"),
+            strict=True,
+        )
+    ]
     ranked_half = [Ranked(kernel, 0.5) for kernel in weights]
     cases: dict[str, tuple[list[Ranked], Pattern, Ranking]] = {
         "unstructured, layer": (ranked, Unstructured(), "layer"),
+        "the same, amid a ramp": (
+            [Ranked(kernel, SPARSITY) for kernel in ramp],
+            Unstructured(),
+            "layer",
+        ),
         "unstructured, global": (ranked, Unstructured(), "global"),
         "block 4 x 1, layer": (ranked, Block(4, 1), "layer"),
         "2 of 4": (ranked_half, NM(2, 4), "layer"),
