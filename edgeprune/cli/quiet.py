@@ -29,9 +29,7 @@ def quiet_native_logs() -> Iterator[None]:
             terminal, "w", buffering=1, encoding=outer.encoding, errors="replace"
         )
         faulthandler.enable(sys.stderr)
-        for name in ("tensorflow", "absl", "tf_keras"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore")
+        _hear_edgeprune_only()
         try:
             yield
         finally:
@@ -40,3 +38,26 @@ def quiet_native_logs() -> Iterator[None]:
             os.dup2(terminal, 2)
             sys.stderr.close()
             sys.stderr = outer
+
+
+def _hear_edgeprune_only() -> None:
+    """Let through what edgeprune has to say, a line each, and nothing that others log."""
+    for name in ("tensorflow", "absl", "tf_keras"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", module=r"edgeprune\.")
+    logging.captureWarnings(True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    for name in ("edgeprune", "py.warnings"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).propagate = False
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.name == "py.warnings":
+            # "path:line: Category: message", then the line of code that raised it
+            text = text.splitlines()[0].split(": ", 2)[-1]
+        return f"Note: {text}"
