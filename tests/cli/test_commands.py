@@ -22,9 +22,11 @@ def folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("commands")
     layers = keras.layers
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(4, 3), layers.Flatten()])
-    model.add(layers.Dense(3))
+    # The converter drops biases that are all zero.
+    model = keras.Sequential([keras.Input((8, 8, 2))])
+    model.add(layers.Conv2D(4, 3, bias_initializer="ones"))
+    model.add(layers.Flatten())
+    model.add(layers.Dense(3, bias_initializer="ones"))
     model.save(folder / "model.keras")
     np.save(folder / "samples.npy", np.random.default_rng(0).normal(size=(32, 8, 8, 2)))
     return folder
