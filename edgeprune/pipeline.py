@@ -1,7 +1,6 @@
 """The whole flow on a user's model: sparsity, quantization, export, devices, report."""
 
 import gzip
-import hashlib
 import json
 import re
 import time
@@ -16,7 +15,7 @@ from edgeprune import __version__
 from edgeprune.data import Dataset, load_training_data
 from edgeprune.errors import InputError
 from edgeprune.files import atomic_path, make_folder
-from edgeprune.models import kernels, load_model, save_model
+from edgeprune.models import fingerprint, kernels, load_model, save_model
 from edgeprune.recipe import Recipe
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
@@ -115,7 +114,7 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
     if isinstance(model, str | Path):
-        model = load_model(model, unsafe=unsafe, compile=True)
+        model = load_model(model, unsafe=unsafe)
     if not isinstance(data, Dataset):
         data = load_training_data(data)
     data = data.for_model(model)
@@ -148,7 +147,7 @@ class _Run:
         self.stages: list[dict[str, Any]] = []
         self.identity = {
             "edgeprune": __version__,
-            "model": _model_hash(model),
+            "model": fingerprint(model),
             "data": data.fingerprint(),
             "recipe": recipe.to_toml(),
         }
@@ -381,11 +380,3 @@ def _sparsity_of(model: Any) -> float:
     arrays = [np.asarray(kernel.variable) for kernel in kernels(model) if kernel.kind == "kernel"]
     entries = sum(array.size for array in arrays)
     return 1 - sum(map(np.count_nonzero, arrays)) / entries if entries else 0.0
-
-
-def _model_hash(model: Any) -> str:
-    """Hash architecture and weights: the same model read back from a file hashes the same."""
-    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
-    for array in model.get_weights():
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

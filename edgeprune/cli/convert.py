@@ -94,7 +94,7 @@ def _input_shapes(
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    help="Largest error of the verification, as a fraction of the outputs' spread.",
+    help="Largest rms error of the verification, in standard deviations of the outputs.",
 )
 @click.option("--no-verify", is_flag=True, help="Keep the file even if it was not compared.")
 @unsafe_option

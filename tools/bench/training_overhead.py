@@ -102,9 +102,7 @@ class Contender:
         """Tell whether a step of the next turn chooses masks."""
         if self.callback is None:
             return False
-        # edgeprune chooses them after a step, TFMOT before one.
-        ours = isinstance(self.callback, MagnitudePruning)
-        return (self.done + self.steps * ours) % self.every == 0
+        return (self.done + self.steps) % self.every == 0
 
     def run(self) -> float:
         """Run a turn; return the milliseconds a step took."""
