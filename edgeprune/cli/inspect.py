@@ -13,8 +13,8 @@ from edgeprune.cli.options import PATH, json_option, unsafe_option
 @json_option
 def inspect(model: Path, unsafe: bool, as_json: bool) -> None:
     """Show what a MODEL (.tflite, .keras, .h5) is made of, layer by layer."""
-    from edgeprune.export.inspect import LAYER_COLUMNS
     from edgeprune.export.inspect import inspect as run
+    from edgeprune.export.inspection import LAYER_COLUMNS
     from edgeprune.report.table import print_table
 
     inspection = run(model, unsafe=unsafe)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import InputError
-from edgeprune.export.inspect import Inspection, Layer, Micro
+from edgeprune.export.inspection import Inspection, Layer, Micro
 from edgeprune.export.keras_macs import keras_macs
 from edgeprune.export.macs import Macs
 from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes

@@ -1,0 +1,142 @@
+"""What an inspection found, as data and as text."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeprune.export.sparse_inference import SparseInference
+from edgeprune.report.table import Column, format_bytes, render
+
+LAYER_COLUMNS = (
+    Column("layer"),
+    Column("op"),
+    Column("shape"),
+    Column("dtype"),
+    Column("parameters", "count"),
+    Column("MACs", "count"),
+    Column("sparsity", "fraction"),
+    Column("distinct values", "count"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator of a .tflite file, or one Keras layer, that has parameters or products.
+
+    Attributes:
+      name: of the layer: its path through nested models, or the operator's output tensor.
+      op: operator (`CONV_2D`) or layer class (`Conv2D`).
+      shape: of its largest kernel; without one, of its largest parameter, else of its output.
+      dtype: of that tensor.
+      parameters: entries of its kernels, biases and other constants; a shared one in each layer.
+      macs: multiply-accumulates; None where the model's are unknown.
+      sparsity: fraction of its kernels' entries that are zero; None without a kernel.
+      distinct_values: in its kernel; the most in any of them if there are several.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    macs: int | None
+    sparsity: float | None
+    distinct_values: int | None
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What keeps a model off TensorFlow Lite Micro.
+
+    Attributes:
+      unsupported_ops: operators without a kernel there; None where it cannot be told.
+      notes: dtypes that its kernels refuse.
+    """
+
+    unsupported_ops: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+      parameters: entries of all weights, biases and other learned constants, shared ones once.
+      macs: multiply-accumulates of one inference at batch 1; None with a reason in `unavailable`.
+      bytes: of the file; of a Keras model in memory, of its weights.
+      gzip_bytes: those bytes after gzip, level 9.
+      sparse_encoded_bytes: what they would be with each kernel in TFLite's sparse encoding
+        where that is smaller (`edgeprune.export.sizes.sparse_bytes`).
+      entropy_bytes: what they would be with each kernel at its order-0 entropy, its table of
+        distinct values included (`edgeprune.export.sizes.entropy_bytes`).
+      sparsity: fraction of the kernels' entries that are zero.
+      layers: in order of execution, those with parameters or products.
+      sparse_inference: whether XNNPACK would skip the zeros.
+      mcu: what keeps it off microcontrollers.
+      notes: what the figures rest on.
+      unavailable: figure -> why it is None.
+    """
+
+    parameters: int
+    macs: int | None
+    bytes: int
+    gzip_bytes: int
+    sparse_encoded_bytes: int
+    entropy_bytes: int
+    sparsity: float
+    layers: tuple[Layer, ...]
+    sparse_inference: SparseInference
+    mcu: Micro
+    notes: tuple[str, ...] = ()
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists, keyed as the attributes."""
+        plain: dict[str, Any] = json.loads(self.to_json())
+        return plain
+
+    def to_json(self) -> str:
+        """Return one JSON document."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def rows(self) -> list[tuple[str | float | None, ...]]:
+        """Return the values of `LAYER_COLUMNS`, a row a layer."""
+        return [
+            (
+                layer.name,
+                layer.op,
+                "x".join(map(str, layer.shape)),
+                layer.dtype,
+                layer.parameters,
+                layer.macs,
+                layer.sparsity,
+                layer.distinct_values,
+            )
+            for layer in self.layers
+        ]
+
+    def summary(self) -> str:
+        """Return the totals in words, a line each."""
+        macs = f"unknown ({self.unavailable['macs']})" if self.macs is None else f"{self.macs:,}"
+        lines = [
+            f"parameters  {self.parameters:,}",
+            f"MACs        {macs}",
+            f"sparsity    {self.sparsity:.3f}",
+            f"size        {format_bytes(self.bytes)}, gzip {format_bytes(self.gzip_bytes)}, "
+            f"sparse-encoded {format_bytes(self.sparse_encoded_bytes)}, "
+            f"entropy {format_bytes(self.entropy_bytes)}",
+        ]
+        sparse = self.sparse_inference
+        if sparse.eligible is not None:
+            verdict = "yes" if sparse.eligible else f"no: {'; '.join(sparse.reasons)}"
+            lines.append(f"XNNPACK skips zeros (64-bit Arm)  {verdict}")
+        if self.mcu.unsupported_ops is not None:
+            missing = ", ".join(self.mcu.unsupported_ops)
+            verdict = f"lacks {missing}" if missing else "has every operator"
+            lines.append(f"TFLite Micro {verdict}")
+        lines += [f"note: {note}" for note in (*self.mcu.notes, *self.notes)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{render(LAYER_COLUMNS, self.rows())}\n\n{self.summary()}"
