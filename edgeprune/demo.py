@@ -23,11 +23,14 @@ RECIPE = replace(
 )
 
 
-def run_demo(output: str | Path, progress: Progress | None = None) -> CompressionReport:
+def run_demo(
+    output: str | Path, *, restart: bool = False, progress: Progress | None = None
+) -> CompressionReport:
     """Train a small residual network on digits, then prune, quantize, convert and measure it.
 
     Args:
       output: folder for every file; an earlier demo there goes on or is shown again.
+      restart: run an earlier demo there again.
       progress: as `compress` calls it.
 
     Raises:
@@ -36,12 +39,12 @@ def run_demo(output: str | Path, progress: Progress | None = None) -> Compressio
     folder = make_folder(output)
     data = digits()
     trained = folder / "digits.keras"
-    if not trained.exists():
+    if restart or not trained.exists():
         tell = progress or (lambda stage, fraction, note: None)
         tell("training", 0.0, "")
         save_model(_train(data, progress), trained)
         tell("training", 1.0, "")
-    return compress(trained, data, RECIPE, folder, progress=progress)
+    return compress(trained, data, RECIPE, folder, restart=restart, progress=progress)
 
 
 def _train(data: Dataset, progress: Progress | None) -> Any:

@@ -14,8 +14,8 @@ _PACKAGES = {
     "tensorflow": ("training and conversion", True),
     "keras": ("Keras 3 models", True),
     "tf-keras": ("tf_keras models", True),
-    "tensorflow-model-optimization": ("combined quantization of tf_keras models", True),
-    "ai-edge-litert": ("the interpreter that verifies and measures", True),
+    "tensorflow-model-optimization": ("quantization of tf_keras models", True),
+    "ai-edge-litert": ("verifies and measures", True),
     "numpy": ("arrays", True),
     "scikit-learn": ("the data of `edgeprune demo`", False),
 }

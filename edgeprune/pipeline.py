@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgeprune.sparsity.patterns import Pattern
 
 RUN_FILE = "run.json"
+_BENCHMARK_FILE = "benchmark.json"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ def compress(
         model = load_model(model, unsafe=unsafe)
     if not isinstance(data, Dataset):
         data = load_training_data(data)
+    if len(getattr(model, "outputs", None) or ()) > 1:
+        raise InputError(
+            f"the model has {len(model.outputs)} outputs; compress takes one, to score it; use the "
+            "callbacks in your own fit, then convert"
+        )
     data = data.for_model(model)
     folder = make_folder(output)
     run = _Run(model, data, recipe, folder, quick, progress)
@@ -155,23 +161,34 @@ class _Run:
     def open(self, restart: bool) -> None:
         """Take up what an earlier, identical run finished; refuse to mix with another's files."""
         record = self.folder / RUN_FILE
-        if not record.exists() or restart:
-            self._write_record()
+        if not record.exists():
             return
         try:
             earlier = json.loads(record.read_text(encoding="utf-8"))
-            identity, stages, rows = earlier["identity"], earlier["stages"], earlier["rows"]
-            self.rows = [Row(**row) for row in rows]
-            self.stages = list(stages)
+            identity, stages = earlier["identity"], list(earlier["stages"])
+            rows = [Row(**row) for row in earlier["rows"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{record} is not a record of edgeprune; choose another folder, or --restart"
+                f"{record} is not a record of edgeprune; choose another folder, or delete it"
             ) from error
-        if changed := [key for key, value in self.identity.items() if identity.get(key) != value]:
+        if restart:
+            self._remove(rows)
+            return
+        changed = [key for key, value in self.identity.items() if identity.get(key) != value]
+        if changed:
             raise InputError(
-                f"{self.folder} holds a run with another {' and '.join(changed)}; choose another "
-                "folder, or --restart to replace it"
+                f"{self.folder} holds another run: its {' and '.join(changed)} "
+                f"{'differs' if len(changed) == 1 else 'differ'}; choose another folder, or "
+                "--restart to replace it"
             )
+        self.rows, self.stages = rows, stages
+
+    def _remove(self, rows: list[Row]) -> None:
+        """Remove what an earlier run left, its record first: half a run is no run."""
+        files = [RUN_FILE, _BENCHMARK_FILE]
+        files += [file for row in rows for file in (row.file, f"{row.file}.json")]
+        for file in files:
+            (self.folder / file).unlink(missing_ok=True)
 
     def finish(self) -> CompressionReport:
         steps: list[tuple[str, Callable[[], list[Row]]]] = [("baseline", self._baseline)]
@@ -181,6 +198,8 @@ class _Run:
             steps.append(("quantization", self._quantization))
         steps += [("export", self._export), ("benchmark", self._benchmark)]
         finished = {stage["stage"] for stage in self.stages}
+        if len(finished) == len(steps):
+            self._tell("finished before", 1.0, f"{self.folder} shows that run; see --restart")
         for name, work in steps:
             if name in finished:
                 continue
@@ -245,7 +264,7 @@ class _Run:
             self.progress,
         )
         save_model(plain_copy(model), self.folder / "sparse.keras")
-        return [self._keras_row("pruned", model, "sparse.keras")]
+        return [self._keras_row("pruned (Keras)", model, "sparse.keras")]
 
     def _quantization(self) -> list[Row]:
         from edgeprune.export.strip import strip
@@ -262,7 +281,7 @@ class _Run:
         fit(aware, self.data, spec.epochs, training, callbacks, "quantization", self.progress)
         model = strip(aware)
         save_model(model, self.folder / "quantized.keras")
-        return [self._keras_row("trained on the int8 grid", model, "quantized.keras")]
+        return [self._keras_row("int8 grid (Keras)", model, "quantized.keras")]
 
     def _export(self) -> list[Row]:
         words: list[str] = (
@@ -278,7 +297,7 @@ class _Run:
 
         runnable = [row for row in self.rows if row.file.endswith(".tflite")]
         measured = benchmark([self.folder / row.file for row in runnable], quick=self.quick)
-        with atomic_path(self.folder / "benchmark.json") as path:
+        with atomic_path(self.folder / _BENCHMARK_FILE) as path:
             path.write_text(measured.to_json(), encoding="utf-8")
         results = dict(zip((row.file for row in runnable), measured, strict=True))
         return [
@@ -376,7 +395,7 @@ def _pattern(text: str) -> "Pattern":
 
 
 def _sparsity_of(model: Any) -> float:
-    """Fraction of zeros over the kernels that pruning takes by default."""
-    arrays = [np.asarray(kernel.variable) for kernel in kernels(model) if kernel.kind == "kernel"]
+    """Fraction of zeros over all kernels, as it is counted in a .tflite file."""
+    arrays = [np.asarray(kernel.variable) for kernel in kernels(model)]
     entries = sum(array.size for array in arrays)
     return 1 - sum(map(np.count_nonzero, arrays)) / entries if entries else 0.0

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from edgeprune.data import Dataset
+from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.models import keras_of
 from edgeprune.recipe import TrainingSpec
 from edgeprune.scoring import Array, task_of
 
 Progress = Callable[[str, float, str], None]
 _PREDICT_BATCH = 256
+_LEARNING_RATE = 1e-3
 
 
 def predict(model: Any, x: Any) -> Array:
@@ -37,13 +39,16 @@ def compile_like(model: Any, original: Any, data: Dataset, learning_rate: float 
     compiled = getattr(original, "optimizer", None)
     if compiled is not None and getattr(original, "loss", None) is not None:
         # Built from its configuration: a used optimizer belongs to the variables of its model.
-        optimizer = type(compiled).from_config(compiled.get_config())
+        # Keras wraps it for loss scaling again where the model computes in float16.
+        compiled = getattr(compiled, "inner_optimizer", compiled)
+        config = compiled.get_config()
+        if learning_rate is not None:
+            config["learning_rate"] = learning_rate
+        optimizer = type(compiled).from_config(config)
         loss = original.loss
     else:
-        optimizer = keras.optimizers.Adam()
+        optimizer = keras.optimizers.Adam(learning_rate or _LEARNING_RATE)
         loss = _loss(keras, original, data)
-    if learning_rate is not None:
-        optimizer.learning_rate = learning_rate
     model.compile(optimizer=optimizer, loss=loss)
 
 
@@ -70,7 +75,11 @@ def fit(
     stage: str,
     progress: Progress | None,
 ) -> None:
-    """Run the model's own `fit`, telling `progress` (stage, fraction done, "")."""
+    """Run the model's own `fit`, telling `progress` (stage, fraction done, "").
+
+    Raises:
+      InputError: Keras cannot train the model on these targets with its loss.
+    """
     keras = keras_of(model)
     keras.utils.set_random_seed(spec.seed)
     if progress is not None:
@@ -84,11 +93,24 @@ def fit(
             progress(stage, done / total, "")
 
         callbacks = [*callbacks, keras.callbacks.LambdaCallback(on_train_batch_end=count)]
-    model.fit(
-        data.x,
-        data.y,
-        batch_size=spec.batch_size,
-        epochs=epochs,
-        callbacks=callbacks,
-        verbose=0,
-    )
+    try:
+        model.fit(
+            data.x,
+            data.y,
+            batch_size=spec.batch_size,
+            epochs=epochs,
+            callbacks=callbacks,
+            verbose=0,
+        )
+    except EdgepruneError:
+        raise
+    except (ValueError, TypeError) as error:  # what Keras raises where loss and targets differ
+        raise InputError(
+            f"the model cannot be trained on targets of shape {data.y.shape} with its loss "
+            f"{_name(model.loss)}: {' '.join(str(error).split())[:200]}; mend the targets, or "
+            "compile the model with a loss that fits them"
+        ) from error
+
+
+def _name(loss: Any) -> str:
+    return loss if isinstance(loss, str) else str(getattr(loss, "name", type(loss).__name__))

@@ -13,10 +13,12 @@ from edgeprune.cli.convert import convert
 from edgeprune.cli.demo import demo
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.inspect import inspect
+from edgeprune.cli.interrupt import ends_on_signals
 from edgeprune.cli.quiet import quiet_native_logs
 from edgeprune.errors import EdgepruneError
 
 _INTERRUPTED = 128 + signal.SIGINT
+_DEBUG = "EDGEPRUNE_DEBUG"
 
 
 class _Group(click.Group):
@@ -43,7 +45,7 @@ def main() -> None:
     """Run the command line as a process: quiet logs, the documented exit codes."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with quiet_native_logs():
+        with quiet_native_logs(), ends_on_signals():
             status = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -51,4 +53,14 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Error: interrupted; nothing half-written was left", err=True)
         sys.exit(_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            raise
+        text = " ".join(str(error).split())
+        click.echo(
+            f"Error: unexpected {type(error).__name__}: {text[:300]}; set {_DEBUG}=1 to see where, "
+            "and please report it",
+            err=True,
+        )
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

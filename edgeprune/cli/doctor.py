@@ -20,15 +20,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        rows = [
-            (
-                check.name,
-                "ok" if check.ok else "missing" if check.needed else "optional",
-                check.found,
-                check.mend,
-            )
-            for check in checks
-        ]
-        print_table(["check", "state", "found", "to mend"], rows)
+        rows = [(check.name, "ok" if check.ok else "missing", check.found) for check in checks]
+        print_table(["check", "state", "found"], rows)
+        for check in checks:
+            if check.mend:
+                click.echo(f"to mend {check.name}: {check.mend}")
     if any(check.needed and not check.ok for check in checks):
         ctx.exit(1)

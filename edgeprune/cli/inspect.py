@@ -1,5 +1,8 @@
 """`edgeprune inspect`."""
 
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -22,4 +25,7 @@ def inspect(model: Path, unsafe: bool, as_json: bool) -> None:
         click.echo(inspection.to_json(), nl=False)
         return
     print_table(LAYER_COLUMNS, inspection.rows())
-    click.echo(f"\n{inspection.summary()}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    click.echo()
+    for line in inspection.summary().splitlines():
+        click.echo("\n".join(textwrap.wrap(line, width, subsequent_indent="  ")))

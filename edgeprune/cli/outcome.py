@@ -21,7 +21,7 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
         Column("file", "bytes"),
         Column("gzip", "bytes"),
         Column("sparsity", "fraction"),
-        Column("latency ms (measured)", "ms"),
+        Column("ms", "ms"),
         Column("relative", "ratio"),
     ]
     rows = [
@@ -37,4 +37,5 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
         for row in report.rows
     ]
     print_table(columns, rows)
-    click.echo(f"\nFiles: {report.output}/ (result: {report.rows[-1].file})")
+    click.echo("\nms: median latency of one inference, measured on this machine, 1 thread")
+    click.echo(f"Files: {report.output}/ (result: {report.rows[-1].file})")

@@ -12,10 +12,10 @@ LAYER_COLUMNS = (
     Column("op"),
     Column("shape"),
     Column("dtype"),
-    Column("parameters", "count"),
+    Column("params", "count"),
     Column("MACs", "count"),
     Column("sparsity", "fraction"),
-    Column("distinct values", "count"),
+    Column("distinct", "count"),
 )
 
 

@@ -69,6 +69,7 @@ def test_convert_prints_the_contract_and_nothing_else(folder, converted):
         "max_abs_error",
         "argmax_agreement",
         "passed",
+        "notes",
     ]
     assert document["verification"]["passed"] is True
 

@@ -75,8 +75,8 @@ def test_every_stage_leaves_its_model_and_its_figures(whole):
         "Keras baseline",
         "float baseline",
         "int8 baseline",
-        "pruned",
-        "trained on the int8 grid",
+        "pruned (Keras)",
+        "int8 grid (Keras)",
         "pruned int8",
     ]
     for row in whole.rows:
@@ -93,7 +93,7 @@ def test_zeros_are_in_the_file(whole):
     assert sum(weight.data.size for weight in weights) == 480
     assert zeros >= 360
     assert whole.rows[-1].sparsity == pytest.approx(zeros / 480)
-    pruned = next(row for row in whole.rows if row.name == "pruned")
+    pruned = next(row for row in whole.rows if row.name == "pruned (Keras)")
     assert pruned.sparsity == 0.75
 
 
@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_where_it_was(task, whole, tmp_path):
 def test_another_run_is_not_mixed_in(task, whole):
     from edgeprune.pipeline import compress
 
-    with pytest.raises(InputError, match="holds a run with another recipe; choose another"):
+    with pytest.raises(InputError, match="holds another run: its recipe differs; choose another"):
         compress(task / "model.keras", task / "data.npz", "prune", whole.output)
 
 
@@ -185,3 +185,62 @@ def test_a_tf_keras_model_goes_the_same_way(task, tmp_path):
     report = compress(model, task / "data.npz", task / "recipe.toml", tmp_path / "out")
     assert report.rows[-1].score > 0.9
     assert report.rows[-1].sparsity >= 0.75
+
+
+def test_targets_that_the_loss_does_not_take(task, tmp_path):
+    from edgeprune.pipeline import compress
+
+    with np.load(task / "data.npz") as data:
+        np.savez(tmp_path / "data.npz", x=data["x"], y=np.eye(3, dtype="float32")[data["y"]])
+    with pytest.raises(InputError, match="cannot be trained on targets of shape .* with its loss"):
+        compress(task / "model.keras", tmp_path / "data.npz", "prune", tmp_path / "out")
+
+
+def test_a_model_with_two_outputs_is_refused(task, tmp_path):
+    import keras
+
+    from edgeprune.pipeline import compress
+
+    inputs = keras.Input((12,))
+    model = keras.Model(inputs, [keras.layers.Dense(3)(inputs), keras.layers.Dense(1)(inputs)])
+    with pytest.raises(InputError, match="has 2 outputs; compress takes one"):
+        compress(model, task / "data.npz", "prune", tmp_path / "out")
+
+
+def test_restart_removes_what_the_other_run_left(task, tmp_path):
+    from edgeprune.pipeline import compress
+
+    (tmp_path / "one.toml").write_text("[sparsity]\nepochs = 1\n[training]\nbatch_size = 8\n")
+    (tmp_path / "mine.txt").write_text("the user's own")
+    compress(task / "model.keras", task / "data.npz", tmp_path / "one.toml", tmp_path)
+    assert (tmp_path / "sparse.keras").exists()
+    compress(task / "model.keras", task / "data.npz", "int8", tmp_path, restart=True)
+    assert not (tmp_path / "sparse.keras").exists()
+    assert (tmp_path / "mine.txt").read_text() == "the user's own"
+
+
+def test_a_run_that_finished_nothing_is_no_hindrance(task, tmp_path):
+    from edgeprune.pipeline import compress
+
+    with np.load(task / "data.npz") as data:
+        np.savez(tmp_path / "bad.npz", x=data["x"], y=data["y"] + 1)
+    with pytest.raises(InputError, match="labels run from 1 to 3"):
+        compress(task / "model.keras", tmp_path / "bad.npz", "int8", tmp_path / "out")
+    report = compress(task / "model.keras", task / "data.npz", "int8", tmp_path / "out")
+    assert [row.name for row in report.rows] == ["Keras baseline", "float baseline", "int8"]
+
+
+def test_a_learning_rate_replaces_a_compiled_schedule(task):
+    import keras
+
+    from edgeprune.data import load_training_data
+    from edgeprune.training import compile_like, plain_copy
+
+    original = keras.saving.load_model(task / "model.keras")
+    schedule = keras.optimizers.schedules.CosineDecay(0.5, 10)
+    original.compile(keras.optimizers.SGD(schedule, momentum=0.75), original.loss)
+    copy = plain_copy(original)
+    compile_like(copy, original, load_training_data(task / "data.npz"), 0.125)
+    assert float(copy.optimizer.learning_rate) == 0.125
+    assert copy.optimizer.momentum == 0.75
+    assert copy.loss is original.loss
