@@ -43,6 +43,18 @@ def stage_progress() -> Iterator[Callable[[str, float, str], None]]:
         yield show
 
 
+@contextmanager
+def step_status() -> Iterator[Callable[[str], None]]:
+    """Yield a function (step) that shows on a terminal's stderr what is being done."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    with Console(file=sys.stderr).status("") as status:
+        yield lambda step: status.update(step)
+
+
 def _tell_ends(stage: str, fraction: float, note: str) -> None:
     if fraction == 0:
         print(f"{stage} ...", file=sys.stderr, flush=True)

@@ -192,7 +192,7 @@ def test_targets_that_the_loss_does_not_take(task, tmp_path):
 
     with np.load(task / "data.npz") as data:
         np.savez(tmp_path / "data.npz", x=data["x"], y=np.eye(3, dtype="float32")[data["y"]])
-    with pytest.raises(InputError, match="cannot be trained on targets of shape .* with its loss"):
+    with pytest.raises(InputError, match=r"cannot be trained on targets of shape .* with its loss"):
         compress(task / "model.keras", tmp_path / "data.npz", "prune", tmp_path / "out")
 
 
