@@ -27,7 +27,7 @@ def test_on_a_terminal_the_finished_stage_stays(monkeypatch):
     with stage_progress() as show:
         show("sparsity", 0.0, "")
         show("sparsity", 1.0, "accuracy 0.9")
-    last = stream.getvalue().splitlines()[-1]
+    last = stream.getvalue().splitlines()[-2]
     assert "✓ sparsity" in last
     assert "100%" in last
     assert "accuracy 0.9" in last
