@@ -83,14 +83,18 @@ def import_keras() -> ModuleType:
     Raises:
       UnsupportedError: another backend is selected.
     """
+    _require_tensorflow()
+    return importlib.import_module("keras")
+
+
+def _require_tensorflow() -> None:
     backend = _selected_backend()
     if backend != "tensorflow":
         raise UnsupportedError(
             f"Keras is set to the {backend} backend, and .tflite files are made on TensorFlow. "
-            "A model saved as .keras runs on either: save it, then set KERAS_BACKEND=tensorflow "
+            "A saved model runs on TensorFlow too: save it, then set KERAS_BACKEND=tensorflow "
             "(before Keras is imported) and load it again"
         )
-    return importlib.import_module("keras")
 
 
 def import_tfmot() -> ModuleType:
@@ -99,7 +103,11 @@ def import_tfmot() -> ModuleType:
     TFMOT sets TF_USE_LEGACY_KERAS=1 when it is imported, which would turn a `tf.keras` that
     nobody has used yet into tf_keras. It only needs tf_keras itself, so the choice is made first
     and the variable put back.
+
+    Raises:
+      UnsupportedError: Keras 3, which `tf.keras` is, is set to another backend.
     """
+    _require_tensorflow()
     import tensorflow as tf
 
     _ = tf.keras.Model
@@ -164,6 +172,7 @@ def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: b
     """
     path = Path(path)
     load = _load_keras if identify(path, unsafe=unsafe) == "keras" else _load_tf_keras
+    _require_tensorflow()  # also by tf_keras models: TensorFlow itself imports Keras 3
     try:
         if not compile:
             return load(path, unsafe, False)

@@ -94,7 +94,8 @@ def _input_shapes(
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    help="Largest rms error of the verification, in standard deviations of the outputs.",
+    help="Largest rms error of the verification, in standard deviations of the outputs; in place "
+    "of the mode's own, which also lets mere rounding pass.",
 )
 @click.option("--no-verify", is_flag=True, help="Keep the file even if it was not compared.")
 @unsafe_option
@@ -139,7 +140,7 @@ def convert(
     if as_json:
         click.echo(json.dumps(_document(artifact), indent=2))
     else:
-        click.echo(_summary(artifact))
+        click.echo(str(artifact))
 
 
 def _document(artifact: "Artifact") -> dict[str, object]:
@@ -156,27 +157,6 @@ def _document(artifact: "Artifact") -> dict[str, object]:
             "max_abs_error": verification.max_abs_error,
             "argmax_agreement": verification.argmax_agreement,
             "passed": verification.passed,
+            "notes": list(verification.notes),
         },
     }
-
-
-def _summary(artifact: "Artifact") -> str:
-    from edgeprune.report.table import format_bytes
-
-    lines = [
-        f"{artifact.path}: {format_bytes(artifact.bytes)} "
-        f"({format_bytes(artifact.gzip_bytes)} gzip), quantization {artifact.quantization}, "
-        f"sparsity {artifact.sparsity:.3f}"
-    ]
-    if (verification := artifact.verification) is None:
-        return "\n".join([*lines, "not verified, as asked"])
-    agreement = (
-        ""
-        if verification.argmax_agreement is None
-        else f", same arg max on {verification.argmax_agreement:.1%}"
-    )
-    lines.append(
-        f"verified on {verification.samples} samples: max abs error "
-        f"{verification.max_abs_error:.2e}{agreement} (tolerance: {verification.tolerance})"
-    )
-    return "\n".join(lines)

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeprune.report.table import format_bytes
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -16,6 +18,7 @@ class Verification:
       argmax_agreement: fraction of samples with the same arg max, of classifiers only.
       tolerance: the bound that was applied, in words and numbers.
       passed: whether it held.
+      notes: what makes the pass worth less than it seems, a sentence each.
     """
 
     samples: int
@@ -23,6 +26,22 @@ class Verification:
     argmax_agreement: float | None
     tolerance: str
     passed: bool
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        agreement = (
+            ""
+            if self.argmax_agreement is None
+            else f", same arg max on {self.argmax_agreement:.1%}"
+        )
+        verdict = "verified" if self.passed else "failed"
+        return "\n".join(
+            [
+                f"{verdict} on {self.samples} samples: max abs error {self.max_abs_error:.2e}"
+                f"{agreement} (tolerance: {self.tolerance})",
+                *(f"note: {note}" for note in self.notes),
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -61,3 +80,14 @@ class Artifact:
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {format_bytes(self.bytes)} ({format_bytes(self.gzip_bytes)} gzip), "
+            f"quantization {self.quantization}, sparsity {self.sparsity:.3f}"
+        ]
+        # "dense: ..." says why zeros that could be encoded were not; of few zeros nobody asks.
+        if (encoding := str(self.made_by.get("weights_encoding", ""))).startswith("dense: "):
+            lines.append(f"weights stored {encoding}")
+        verified = "not verified, as asked" if self.verification is None else self.verification
+        return "\n".join([*lines, str(verified)])

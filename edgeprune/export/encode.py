@@ -26,7 +26,8 @@ def encode_sparse(
       matches: tells whether the interpreter loads an encoded file and computes the same.
 
     Returns:
-      The content, and in words whether it is encoded, or why not.
+      The content, and in words whether it is encoded, or why not: ``dense, as`` where there are
+      too few zeros, ``dense:`` where encoding them was tried.
 
     Raises:
       UnsupportedError: ``on``, and nothing can be encoded so that the interpreter runs it.
@@ -36,23 +37,24 @@ def encode_sparse(
     """
     if sparse == "off":
         return content, "off"
-    encoded, reason = _encode(content, matches)
+    weights = tflite.read(content).weights()
+    highest = max((weight.zeros() / max(weight.entries, 1) for weight in weights), default=0.0)
+    if few := highest < _MIN_SPARSITY:
+        encoded, reason = None, f"no weight has {_MIN_SPARSITY:.0%} zeros (highest: {highest:.1%})"
+    else:
+        encoded, reason = _encode(content, matches)
     if encoded is None:
         if sparse == "on":
             raise UnsupportedError(
                 f"the weights cannot be encoded sparsely: {reason}; leave out --sparse on"
             )
-        return content, f"dense: {reason}"
+        return content, f"dense, as {reason}" if few else f"dense: {reason}"
     if sparse == "auto" and len(encoded) >= len(content):
         return content, f"dense: sparse encoding takes {len(encoded)} bytes, not {len(content)}"
     return encoded, "sparse"
 
 
 def _encode(content: bytes, matches: Callable[[bytes], bool]) -> tuple[bytes | None, str]:
-    weights = tflite.read(content).weights()
-    highest = max((weight.zeros() / max(weight.entries, 1) for weight in weights), default=0.0)
-    if highest < _MIN_SPARSITY:
-        return None, f"no weight has {_MIN_SPARSITY:.0%} zeros (the highest: {highest:.1%})"
     from tensorflow.lite.python.convert import mlir_sparsify
 
     with captured_stderr():

@@ -222,6 +222,13 @@ _BOUND = {"none": 1e-3, "float16": 1e-2, "dynamic": 0.1, "int8": 0.3, "int16x8":
 # the largest output, or of two output steps where the file's outputs are quantized, is none.
 _ROUNDING = {"none": 1e-5, "float16": 1e-3, "dynamic": 1e-3, "int8": 1e-3, "int16x8": 1e-3}
 _STEPS = 2
+# Below this a classifier's agreement is worth a note; below the other one it fails, if as many
+# samples are decided by more than the errors that the tolerance lets pass.
+_GOOD_AGREEMENT = 0.9
+_LEAST_AGREEMENT = 0.5
+_MIN_DECIDED = 8
+# Relative to the largest output: less than this from sample to sample is float32 arithmetic.
+_CONSTANT = 1e-6
 
 
 def verify(
@@ -242,12 +249,16 @@ def verify(
       quantize: how it was converted, which decides the tolerance.
       tolerance: root mean square error allowed, as a fraction of the standard deviation of the
         Keras model's outputs; None takes the mode's own: 0.001 of none, 0.01 of float16, 0.1 of
-        dynamic and int16x8, 0.3 of int8. Errors that are mere rounding always pass: up to two
-        quantization steps of the output, or 1e-5 (none) or 1e-3 of the largest output.
+        dynamic and int16x8, 0.3 of int8. With a mode's own tolerance, errors that are mere
+        rounding pass too: up to two quantization steps of the output, or 1e-5 (none) or 1e-3 of
+        the largest output. A classifier fails where the arg max differs on more than half of the
+        samples whose two largest outputs are further apart than the errors that pass. A tolerance
+        that is given is applied alone.
 
     Returns:
-      The figures, passed or not. The arg max is compared in models of one output of shape
-      (n, classes), classes > 1, unless that is also the shape of the input (an autoencoder).
+      The figures, passed or not, and in `notes` why a pass proves little, if it does. The arg max
+      is compared in models of one output of shape (n, classes), classes > 1, unless that is also
+      the shape of the input (an autoencoder).
     """
     got = run_columns(interpreter, program.inputs, samples)
     bound = _BOUND[quantize] if tolerance is None else tolerance
@@ -255,27 +266,71 @@ def verify(
     worst = 0.0
     passed = True
     limits: list[str] = []
+    notes: list[str] = []
+    allowed = 0.0
     for name, want in expected.items():
         error = got[name].astype(np.float64) - want
         largest = float(np.abs(error).max(initial=0.0))
         rms = float(np.sqrt(np.mean(error**2)))
         spread = float(np.std(want.astype(np.float64)))
-        rounding = max(
-            _STEPS * steps[name], _ROUNDING[quantize] * float(np.abs(want).max(initial=0.0))
-        )
+        limit = f"{name}: rms {rms:.3g} <= {bound:g} x spread {spread:.3g}"
         # NaN fails every comparison.
-        passed &= rms <= bound * spread or largest <= rounding
+        within = rms <= bound * spread
+        good = within
+        if tolerance is None:
+            rounding = max(
+                _STEPS * steps[name], _ROUNDING[quantize] * float(np.abs(want).max(initial=0.0))
+            )
+            good = within or largest <= rounding
+            limit += f", or max <= {rounding:.3g}"
+            allowed = max(bound * spread, rounding)
+        passed &= good
         worst = largest if not largest <= worst else worst
-        limits.append(
-            f"{name}: rms {rms:.3g} <= {bound:g} x spread {spread:.3g}, or max <= {rounding:.3g}"
-        )
+        limits.append(limit)
+        notes += _notes(name, want, within, largest, steps[name])
+    agreement = _agreement(program, expected, got)
+    if agreement is not None and agreement < _GOOD_AGREEMENT:
+        notes.append(f"the arg max is the same on only {agreement:.1%} of the samples")
+    if agreement is not None and tolerance is None:
+        decided, same = _decided(*expected.values(), *got.values(), allowed)
+        if decided >= _MIN_DECIDED and same < _LEAST_AGREEMENT:
+            passed = False
+            limits.append(
+                f"arg max the same on {_LEAST_AGREEMENT:.0%} of the {decided} samples decided by "
+                f"more than {allowed:.3g}: {same:.1%}"
+            )
     return Verification(
         samples=len(samples[0]),
         max_abs_error=worst,
-        argmax_agreement=_agreement(program, expected, got),
+        argmax_agreement=agreement,
         tolerance="; ".join(limits),
         passed=bool(passed),
+        notes=tuple(notes),
     )
+
+
+def _notes(name: str, want: Array, within: bool, largest: float, step: float) -> list[str]:
+    """Say why one output's pass proves little, if it does."""
+    if len(want) == 1:
+        return [f"output '{name}' was compared on one sample only"]
+    varies = float(np.ptp(want.astype(np.float64), axis=0).max(initial=0.0))
+    if varies <= _CONSTANT * float(np.abs(want).max(initial=0.0)):
+        return [
+            f"output '{name}': the model gives the same values for every sample, so this proves "
+            "little; give typical inputs as calibration data"
+        ]
+    if within:
+        return []
+    if not step:
+        return [
+            f"output '{name}' is the same only within rounding: it varies by {varies:.2g} from "
+            f"sample to sample, and is off by up to {largest:.2g}"
+        ]
+    return [
+        f"output '{name}' is the same only within rounding: it varies by less than "
+        f"{np.ceil(varies / step) or 1:.0f} quantization steps from sample to sample, and is off "
+        f"by up to {largest / step:.1f}"
+    ]
 
 
 def reference(program: Program, samples: Sequence[Array]) -> dict[str, Array]:
@@ -309,8 +364,18 @@ def reference(program: Program, samples: Sequence[Array]) -> dict[str, Array]:
 def _agreement(
     program: Program, expected: Mapping[str, Array], got: Mapping[str, Array]
 ) -> float | None:
+    """Return the fraction of samples with the same arg max; None if not a classifier."""
     (name, want), *others = expected.items()
     shapes = [spec.shape[1:] for spec in program.inputs]
     if others or want.ndim != 2 or want.shape[1] < 2 or want.shape[1:] in shapes:
         return None
     return float(np.mean(want.argmax(-1) == got[name].argmax(-1)))
+
+
+def _decided(want: Array, got: Array, margin: float) -> tuple[int, float]:
+    """Count the samples whose largest output leads by more than `margin`, and their agreement."""
+    ordered = np.sort(want.astype(np.float64), axis=-1)
+    clear = ordered[:, -1] - ordered[:, -2] > margin
+    if not clear.any():
+        return 0, 1.0
+    return int(clear.sum()), float(np.mean(want[clear].argmax(-1) == got[clear].argmax(-1)))

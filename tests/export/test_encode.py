@@ -70,7 +70,10 @@ def test_sparse_weights_make_a_smaller_file_that_computes_the_same(keras, tmp_pa
 def test_dense_weights_stay_dense(keras, tmp_path):
     artifact = convert(network(keras, 0.1), tmp_path / "a.tflite")
     assert encoded(artifact.path) == [False] * 4
-    assert "no weight has 30% zeros (the highest: 10.0%)" in artifact.made_by["weights_encoding"]
+    assert artifact.made_by["weights_encoding"] == (
+        "dense, as no weight has 30% zeros (highest: 10.0%)"
+    )
+    assert "weights stored" not in str(artifact)
 
 
 def test_int8_stays_dense_since_the_interpreter_refuses_it_sparse(keras, tmp_path):
@@ -79,6 +82,7 @@ def test_int8_stays_dense_since_the_interpreter_refuses_it_sparse(keras, tmp_pat
     )
     assert encoded(artifact.path) == [False] * 4
     assert "does not run the encoded file" in artifact.made_by["weights_encoding"]
+    assert "weights stored dense: the interpreter does not run" in str(artifact)
     assert artifact.verification.passed
 
 

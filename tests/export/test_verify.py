@@ -188,6 +188,58 @@ def test_argmax_is_compared_in_classifiers_only(keras):
         assert result.argmax_agreement in (None, 1.0)
 
 
+def test_a_given_tolerance_is_the_only_one(keras):
+    """Errors of float rounding: 0 lets none pass, the mode's own all."""
+    program, samples, content = converted(keras, "autoencoder", "none")
+    interpreter, expected = Interpreter(content), reference(program, samples)
+    assert verify(program, interpreter, samples, expected, "none").passed
+    result = verify(program, interpreter, samples, expected, "none", 0.0)
+    assert 0 < result.max_abs_error < 1e-4
+    assert not result.passed
+    assert "or max" not in result.tolerance
+
+
+def shifted(keras, gain, noise):
+    """Four classes that are `gain` times the inputs apart, in an int8 file whose weights differ.
+
+    The bias fixes the output's step: the range is 0 to 100, a step 100 / 255.
+    """
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)])
+    kernel = np.zeros((5, 4), np.float32)
+    kernel[:4] = gain * np.eye(4)
+    kernel[4] = 100
+    model.layers[-1].set_weights([kernel, np.zeros(4, np.float32)])
+    program = program_of(model).fixed(1, None)
+    rng = np.random.default_rng(0)
+    inputs = np.concatenate([rng.uniform(0, 1, (64, 4)), np.full((64, 1), 0.5)], 1)
+    extremes = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    samples = [inputs.astype(np.float32)]
+    calibration = [np.concatenate([inputs, extremes]).astype(np.float32)]
+    kernel[:4] = noise
+    model.layers[-1].set_weights([kernel, np.zeros(4, np.float32)])
+    content = to_tflite(program, "none", calibration, integer_io=False, allow_select_ops=False)
+    kernel[:4] = gain * np.eye(4)
+    model.layers[-1].set_weights([kernel, np.zeros(4, np.float32)])
+    return verify(program, Interpreter(content), samples, reference(program, samples), "int8")
+
+
+def test_passing_within_rounding_only_is_noted(keras):
+    """Logits of 50 +- 0.02: within a thousandth of the largest, and the file gives always 50."""
+    result = shifted(keras, 0.04, 0)
+    assert result.passed
+    assert result.argmax_agreement == pytest.approx(0.25, abs=0.15)
+    rounding, agreement = result.notes
+    assert "same only within rounding: it varies by 0.04 from sample to sample" in rounding
+    assert agreement == f"the arg max is the same on only {result.argmax_agreement:.1%} of the samples"
+    assert str(result).splitlines()[1:] == [f"note: {note}" for note in result.notes]
+
+
+def test_a_classifier_that_loses_what_rounding_leaves_fails(keras):
+    """The same constant, in an int8 sense right, where most samples are decided by more."""
+    result = shifted(keras, 0.1, 0)
+    assert not result.passed
+
+
 def test_agreement_counts_samples(keras):
     """Identity logits; the file's first class gets a head start of 1."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
