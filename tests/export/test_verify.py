@@ -199,45 +199,66 @@ def test_a_given_tolerance_is_the_only_one(keras):
     assert "or max" not in result.tolerance
 
 
-def shifted(keras, gain, noise):
-    """Four classes that are `gain` times the inputs apart, in an int8 file whose weights differ.
+def lost(keras, signal):
+    """Compare logits 50 + signal (the right class) and 50 - signal with a file that gives 50.
 
-    The bias fixes the output's step: the range is 0 to 100, a step 100 / 255.
+    What counts as rounding is a thousandth of the largest, 0.05.
     """
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)])
-    kernel = np.zeros((5, 4), np.float32)
-    kernel[:4] = gain * np.eye(4)
-    kernel[4] = 100
-    model.layers[-1].set_weights([kernel, np.zeros(4, np.float32)])
+    bias = np.full(4, 50, np.float32)
+    model.layers[-1].set_weights([np.zeros((5, 4), np.float32), bias])
     program = program_of(model).fixed(1, None)
-    rng = np.random.default_rng(0)
-    inputs = np.concatenate([rng.uniform(0, 1, (64, 4)), np.full((64, 1), 0.5)], 1)
-    extremes = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
-    samples = [inputs.astype(np.float32)]
-    calibration = [np.concatenate([inputs, extremes]).astype(np.float32)]
-    kernel[:4] = noise
-    model.layers[-1].set_weights([kernel, np.zeros(4, np.float32)])
-    content = to_tflite(program, "none", calibration, integer_io=False, allow_select_ops=False)
-    kernel[:4] = gain * np.eye(4)
-    model.layers[-1].set_weights([kernel, np.zeros(4, np.float32)])
+    content = to_tflite(program, "none", None, integer_io=False, allow_select_ops=False)
+    model.layers[-1].set_weights([signal * np.eye(5, 4, dtype=np.float32), bias])
+    samples = [np.float32(2 * np.eye(4, 5) - 1)[np.arange(40) % 4]]
     return verify(program, Interpreter(content), samples, reference(program, samples), "int8")
 
 
 def test_passing_within_rounding_only_is_noted(keras):
-    """Logits of 50 +- 0.02: within a thousandth of the largest, and the file gives always 50."""
-    result = shifted(keras, 0.04, 0)
+    result = lost(keras, 0.02)  # the classes are 0.04 apart
     assert result.passed
-    assert result.argmax_agreement == pytest.approx(0.25, abs=0.15)
-    rounding, agreement = result.notes
-    assert "same only within rounding: it varies by 0.04 from sample to sample" in rounding
-    assert agreement == f"the arg max is the same on only {result.argmax_agreement:.1%} of the samples"
+    assert result.argmax_agreement == 0.25
+    assert result.notes == (
+        "output 'output_0' is the same only within rounding: it varies by 0.04 from sample to "
+        "sample, and is off by up to 0.02",
+        "the arg max is the same on only 25.0% of the samples",
+    )
     assert str(result).splitlines()[1:] == [f"note: {note}" for note in result.notes]
 
 
-def test_a_classifier_that_loses_what_rounding_leaves_fails(keras):
-    """The same constant, in an int8 sense right, where most samples are decided by more."""
-    result = shifted(keras, 0.1, 0)
+def test_a_classifier_that_loses_more_than_rounding_fails(keras):
+    result = lost(keras, 0.04)  # the error would pass, but the classes are 0.08 apart
+    assert result.max_abs_error < 0.05
     assert not result.passed
+    assert "arg max the same on 50% of the 40 samples decided by more than 0.05: 25.0%" in (
+        result.tolerance
+    )
+
+
+def test_outputs_of_few_quantization_steps_are_noted(keras):
+    """An untrained classifier in int8: softmax has 256 steps, of which it uses one or two."""
+    program, samples, content = converted(keras, "ds_cnn", "int8")
+    result = verify(program, Interpreter(content), samples, reference(program, samples), "int8")
+    assert result.passed
+    assert any("the same values for every sample" in n or "steps" in n for n in result.notes)
+
+
+def test_outputs_that_do_not_vary_are_noted(keras):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="zeros")])
+    program = program_of(model).fixed(1, None)
+    content = to_tflite(program, "none", None, integer_io=False, allow_select_ops=False)
+    for count, note in ((9, "gives the same values for every sample"), (1, "on one sample only")):
+        samples = [np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)]
+        result = verify(program, Interpreter(content), samples, reference(program, samples), "none")
+        assert result.passed
+        assert [note in found for found in result.notes] == [True]
+
+
+def test_what_varies_and_agrees_needs_no_note(keras):
+    program, samples, content = converted(keras, "resnet8", "int8", True)
+    result = verify(program, Interpreter(content), samples, reference(program, samples), "int8")
+    assert result.passed
+    assert result.notes == ()
 
 
 def test_agreement_counts_samples(keras):
