@@ -1,5 +1,6 @@
 """Training and calibration data: from memory, .npz, .npy or `module:function`, checked."""
 
+import contextlib
 import hashlib
 import importlib
 import sys
@@ -28,6 +29,7 @@ Array = npt.NDArray[Any]
 Inputs = Array | Mapping[str, Array]
 
 _HELD_OUT_EVERY = 10
+_FILES = (".npz", ".npy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,8 @@ def load_training_data(spec: str | Path) -> Dataset:
     Raises:
       InputError: the spec cannot be loaded, or its arrays do not belong together.
     """
-    loaded = _training_arrays(_load(str(spec)), str(spec))
+    with contextlib.redirect_stdout(sys.stderr):  # what a function of the user's prints
+        loaded = _training_arrays(_load(str(spec)), str(spec))
     for key, value in loaded.items():
         for name, values in value.items() if isinstance(value, Mapping) else [("", value)]:
             check_values(values, f"{spec}: '{key}'" + (f" of input '{name}'" if name else ""))
@@ -140,31 +143,51 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
         floats: an image of 0..255 fed to a model trained on 0..1 would calibrate wrong ranges.
     """
     name = "calibration data"
-    if isinstance(source, str | Path):
-        name, source = str(source), _load(str(source))
-    named = {spec.name for spec in inputs}
-    if isinstance(source, Mapping) and "y" in source and named.isdisjoint(source):
-        source = source.get("x")  # training data, whose targets are not needed
-    columns = fit_inputs(collect(source, inputs, name), inputs, name, integers_to_floats=False)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, str | Path):
+            # What a function of the user's prints, a generator as it goes, is no result.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            name, source = str(source), _load(str(source))
+        named = {spec.name for spec in inputs}
+        if isinstance(source, Mapping) and "y" in source and named.isdisjoint(source):
+            source = source.get("x")  # training data, whose targets are not needed
+        found = collect(source, inputs, name)
+    columns = fit_inputs(found, inputs, name, integers_to_floats=False)
     chosen = evenly_spaced(len(columns[0]), MAX_ITERATED_SAMPLES)
     return [column if len(column) == len(chosen) else column[chosen] for column in columns]
 
 
+def check_source(source: Any) -> None:
+    """Refuse a spec that names no data, before any work is done for it.
+
+    Raises:
+      InputError: it is a string or path of neither an existing file nor ``module:function``.
+    """
+    if not isinstance(source, str | Path):
+        return
+    path = Path(source)
+    if path.suffix not in _FILES:
+        module, _, function = str(source).partition(":")
+        if not (module and function.isidentifier()):
+            raise InputError(
+                f"cannot load data from '{source}'; supported: .npz, .npy, module:function"
+            )
+    elif not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise InputError(f"data file {path} {what}; name an .npz or .npy file")
+
+
 def _load(spec: str) -> Any:
     """Load what a spec string names: arrays, a mapping of arrays, or what a function returns."""
+    check_source(spec)
     path = Path(spec)
-    if path.suffix in (".npz", ".npy"):
+    if path.suffix in _FILES:
         return _load_file(path)
-    module, separator, function = spec.partition(":")
-    if separator and module and function.isidentifier():
-        return _call(module, function, spec)
-    raise InputError(f"cannot load data from '{spec}'; supported: .npz, .npy, module:function")
+    module, _, function = spec.partition(":")
+    return _call(module, function, spec)
 
 
 def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise InputError(f"data file {path} {what}; name an .npz or .npy file")
     key = ""
     try:
         with path.open("rb") as stream:

@@ -36,6 +36,7 @@ def atomic_paths(*targets: Path) -> Iterator[tuple[Path, ...]]:
     temporaries: list[Path] = []
     try:
         for target in targets:
+            check_target(target)
             temporaries.append(_temporary(target))
         try:
             yield tuple(temporaries)
@@ -49,27 +50,50 @@ def atomic_paths(*targets: Path) -> Iterator[tuple[Path, ...]]:
             for temporary, target in zip(temporaries, targets, strict=True):
                 temporary.replace(target)
         except OSError as error:
+            # Which of them it was, a failed write does not say.
             raise EdgepruneError(
-                f"writing {target} failed: {error.strerror or error}; nothing was left behind"
+                f"writing {' and '.join(map(str, targets))} failed: {error.strerror or error}; "
+                "nothing was left behind"
             ) from error
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
 
 
-def _temporary(target: Path) -> Path:
+def check_target(target: Path) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+      InputError: its folder does not exist or cannot be written, or it is a directory itself.
+    """
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a directory; name a file")
+    if not target.parent.exists():
+        raise InputError(
+            f"cannot write {target}: folder {target.parent} does not exist; make it first"
+        )
+    try:
+        # Permissions do not tell of read-only file systems. On Linux this file has no name.
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _temporary(target: Path) -> Path:
     try:
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
         )
     except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror}; choose an output in a folder you may write"
-        ) from error
+        raise _unwritable(target, error) from error
     os.close(handle)
     return Path(name)
+
+
+def _unwritable(target: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {target}: {error.strerror}; choose an output in a folder you may write"
+    )
 
 
 def sha256(path: Path) -> str:

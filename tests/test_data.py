@@ -229,6 +229,22 @@ def test_a_function_of_the_current_folder(project):
             load_calibration(spec, IMAGE)
 
 
+def test_what_a_function_prints_stays_off_standard_output(project, capsys):
+    (project / "project_loud.py").write_text(
+        "import numpy as np\n"
+        "print('imported')\n"
+        "def samples():\n"
+        "    print('called')\n"
+        "    for _ in range(2):\n        print('batch')\n        yield np.ones((3, 4, 4, 1))\n"
+        "def pair():\n    print('pair')\n    return np.ones((20, 2)), np.ones(20)\n"
+    )
+    load_calibration("project_loud:samples", IMAGE)
+    load_training_data("project_loud:pair")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.split() == ["imported", "called", "batch", "batch", "pair"]
+
+
 # Training data
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.files import atomic_path, atomic_paths, sha256
+from edgeprune.files import atomic_path, atomic_paths, check_target, sha256
 
 
 def listing(folder):
@@ -69,7 +69,7 @@ def test_one_bad_target_stops_both(tmp_path):
 
 def test_missing_folder(tmp_path):
     with (
-        pytest.raises(InputError, match=r"cannot write .*No such file"),
+        pytest.raises(InputError, match=r"cannot write .*folder .*/none does not exist; make it"),
         atomic_path(tmp_path / "none" / "a"),
     ):
         pytest.fail("a missing folder was accepted")
@@ -102,7 +102,8 @@ def test_a_disk_that_takes_no_more(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert "File too large" in done.stdout
+    assert "/small and " in done.stdout
+    assert "/large failed: File too large" in done.stdout
     assert "nothing was left behind" in done.stdout
     assert listing(tmp_path) == ["small"]
     assert (tmp_path / "small").read_text() == "old"
@@ -111,6 +112,18 @@ def test_a_disk_that_takes_no_more(tmp_path):
 def test_os_errors_of_the_body_are_edgeprune_errors(tmp_path):
     with pytest.raises(EdgepruneError, match=r"writing .* failed"), atomic_path(tmp_path / "a"):
         Path(tmp_path / "missing").read_bytes()
+
+
+def test_a_target_is_checked_without_leaving_a_trace(tmp_path):
+    check_target(tmp_path / "a")
+    assert listing(tmp_path) == []
+    for target, message in [
+        (tmp_path, "it is a directory"),
+        (tmp_path / "none" / "a", "does not exist; make it first"),
+        (Path("/proc/a"), "choose an output in a folder you may write"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            check_target(target)
 
 
 def test_sha256(tmp_path):

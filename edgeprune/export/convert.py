@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune import __version__, models
-from edgeprune.data import load_calibration
+from edgeprune.data import check_source, load_calibration
 from edgeprune.errors import EdgepruneError, InputError, VerificationError
 from edgeprune.export import tflite
 from edgeprune.export.artifact import Artifact, Verification
@@ -24,7 +24,7 @@ from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
 from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
 from edgeprune.export.verify import verify as compare
-from edgeprune.files import atomic_paths, sha256
+from edgeprune.files import atomic_paths, check_target, sha256
 
 Array = npt.NDArray[Any]
 
@@ -86,54 +86,55 @@ def convert(
     source, program = _program(model, unsafe)
     program = program.fixed(batch, input_shape)
     columns = None if calibration is None else load_calibration(calibration, program.inputs)
-    with atomic_paths(output, _record_path(output)) as (temporary, temporary_record):
-        tell("convert")
-        content = to_tflite(
-            program,
-            quantize,
-            columns,
-            integer_io=io == "int8",
-            allow_select_ops=allow_select_ops,
-        )
-        tell("verify" if verify else "encode")
-        samples = verification_samples(program, columns, _token_limit(program))
-        content, encoding = encode_sparse(
-            content, sparse, lambda encoded: _same(content, encoded, program, samples)
-        )
-        verification = None
-        if verify:
-            interpreter = Interpreter(content)
-            expected = reference(program, samples)
-            verification = compare(program, interpreter, samples, expected, quantize, tolerance)
-            if not verification.passed:
-                raise VerificationError(_failed(verification))
-        graph = tflite.read(content)
-        artifact = Artifact(
-            path=output,
-            sha256=hashlib.sha256(content).hexdigest(),
-            bytes=len(content),
-            gzip_bytes=len(gzip.compress(content, 9)),
-            quantization=quantize,
-            sparsity=graph.sparsity,
-            verification=verification,
-            made_by={
-                "source": source,
-                "recipe": {
-                    "quantize": quantize,
-                    "io": io,
-                    "batch": batch,
-                    "sparse": sparse,
-                    "allow_select_ops": allow_select_ops,
-                },
-                "inputs": [asdict(spec) for spec in program.inputs],
-                "outputs": list(program.outputs),
-                "weights_encoding": encoding,
-                "calibration_samples": 0 if columns is None else len(columns[0]),
-                "verified_on": _verified_on(verify, columns),
-                "versions": _versions(),
+    tell("convert")
+    content = to_tflite(
+        program,
+        quantize,
+        columns,
+        integer_io=io == "int8",
+        allow_select_ops=allow_select_ops,
+    )
+    tell("verify" if verify else "encode")
+    samples = verification_samples(program, columns, _token_limit(program))
+    content, encoding = encode_sparse(
+        content, sparse, lambda encoded: _same(content, encoded, program, samples)
+    )
+    verification = None
+    if verify:
+        interpreter = Interpreter(content)
+        expected = reference(program, samples)
+        verification = compare(program, interpreter, samples, expected, quantize, tolerance)
+        if not verification.passed:
+            raise VerificationError(_failed(verification))
+    graph = tflite.read(content)
+    artifact = Artifact(
+        path=output,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        gzip_bytes=len(gzip.compress(content, 9)),
+        quantization=quantize,
+        sparsity=graph.sparsity,
+        verification=verification,
+        made_by={
+            "source": source,
+            "recipe": {
+                "quantize": quantize,
+                "io": io,
+                "batch": batch,
+                "sparse": sparse,
+                "allow_select_ops": allow_select_ops,
             },
-        )
-        tell("write")
+            "inputs": [asdict(spec) for spec in program.inputs],
+            "outputs": list(program.outputs),
+            "weights_encoding": encoding,
+            "calibration_samples": 0 if columns is None else len(columns[0]),
+            "verified_on": _verified_on(verify, columns),
+            "versions": _versions(),
+        },
+    )
+    tell("write")
+    # Only now, so that a process which is killed in the middle leaves nothing beside the output.
+    with atomic_paths(output, _record_path(output)) as (temporary, temporary_record):
         temporary.write_bytes(content)
         temporary_record.write_text(artifact.to_json(), encoding="utf-8")
     return artifact
@@ -170,6 +171,9 @@ def _check_arguments(
             "activations' ranges; give an .npz, .npy or module:function (--calibration), or "
             "arrays in Python"
         )
+    check_source(calibration)
+    check_target(output)
+    check_target(_record_path(output))
 
 
 def _program(model: Any, unsafe: bool) -> tuple[dict[str, str], Program]:

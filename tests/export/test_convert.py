@@ -322,7 +322,7 @@ def test_outputs_that_cannot_be(flavours, tmp_path):
     cases = [
         ("a.bin", r"must end in \.tflite"),
         ("folder.tflite", "it is a directory"),
-        ("none/a.tflite", "No such file or directory"),
+        ("none/a.tflite", "folder .*/none does not exist; make it first"),
         ("file/a.tflite", "cannot write"),
     ]
     for name, message in cases:
@@ -519,6 +519,37 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     # Should the machine have been quick enough to finish, the files are whole.
     assert (out, left) in (("interrupted\n", []), ("", ["a.tflite", "a.tflite.json"]))
     assert listing(tmp_path / "tmp") == []
+
+
+def test_paths_are_checked_before_anything_is_loaded(tmp_path):
+    """Without TensorFlow, and before the model is even looked for."""
+    program = (
+        "import sys, edgeprune\n"
+        "for output, data in (('none/a.tflite', None), ('a.tflite', 'no.npz'), "
+        "('a.tflite', 'no')):\n"
+        "    try: edgeprune.convert('no.keras', output, calibration=data)\n"
+        "    except edgeprune.InputError as error: print(error)\n"
+        "print('tensorflow' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    folder, file, spec, tensorflow = done.stdout.splitlines()
+    assert folder == "cannot write none/a.tflite: folder none does not exist; make it first"
+    assert file.startswith("data file no.npz does not exist")
+    assert spec.startswith("cannot load data from 'no'")
+    assert tensorflow == "False"
+    assert listing(tmp_path) == []
+
+
+def test_a_kill_leaves_nothing_beside_the_output(tmp_path):
+    process = start(tmp_path, "kill")
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.7)
+    process.kill()
+    process.communicate(timeout=120)
+    left = [name for name in listing(tmp_path) if name not in ("model.keras", "tmp")]
+    assert left in ([], ["a.tflite", "a.tflite.json"])
 
 
 def test_nothing_is_printed(flavours, tmp_path, capfd):
