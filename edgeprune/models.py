@@ -313,7 +313,9 @@ def kernels(model: Any) -> list[Kernel]:
     Raises:
       InputError: the model has no weights yet.
     """
-    if not model.built:
+    parts = [layer for _, layer in layers(model)]
+    # A model whose training step calls its parts by themselves is never built as a whole.
+    if not model.built and not (parts and all(layer.built for layer in parts)):
         raise InputError(
             f"model '{model.name}' has no weights yet; build it first, for example by "
             "calling it on one batch"

@@ -312,7 +312,8 @@ def test_quantize_aware_files_load_without_an_import(flavours, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_another_backend_is_named_with_the_way_out(saved):
+@pytest.mark.parametrize("file", ["keras.keras", "tf_keras.h5"])
+def test_another_backend_is_named_with_the_way_out(saved, file):
     program = textwrap.dedent("""
         import sys
         from edgeprune import models
@@ -323,7 +324,7 @@ def test_another_backend_is_named_with_the_way_out(saved):
             print(error)
     """)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(saved / "keras.keras")],
+        [sys.executable, "-c", program, str(saved / file)],
         env=os.environ | {"KERAS_BACKEND": "torch"},
         capture_output=True,
         text=True,
