@@ -204,7 +204,7 @@ def check_sparsity(name: str, value: float) -> None:
     if number and 0 <= value < 1:
         return
     hint = f", did you mean {value / 100:g}?" if number and 1 < value < 100 else ""
-    raise InputError(f"{name} is a fraction in [0, 1); got {value}{hint}")
+    raise InputError(f"{name} is a fraction in [0, 1); got {value!r}{hint}")
 
 
 def _check_steps(

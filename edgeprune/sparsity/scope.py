@@ -79,8 +79,7 @@ class Scope:
         if not chosen:
             raise InputError(
                 f"nothing to prune in model '{model.name}': of its {len(kernels)} kernels all are "
-                "frozen, skipped, or of a kind that is left alone unless asked for (embeddings, "
-                "depthwise); see skip, only, include_embeddings and include_depthwise"
+                "frozen, skipped, or of a kind that stays dense by default (embeddings, depthwise)"
             )
         return chosen
 

@@ -124,9 +124,10 @@ def test_with_target():
     ("make", "message"),
     [
         (lambda: PolynomialDecay(final_sparsity=80), r"got 80, did you mean 0\.8\?"),
+        (lambda: ConstantSparsity("0.8"), r"fraction in \[0, 1\); got '0\.8'$"),
         (lambda: PolynomialDecay(0.8), "needs final_sparsity"),
         (lambda: PolynomialDecay(final_sparsity=1.0), r"in \[0, 1\); got 1.0$"),
-        (lambda: PolynomialDecay(final_sparsity="0.8"), "got 0.8"),
+        (lambda: PolynomialDecay(final_sparsity="0.8"), "got '0.8'"),
         (lambda: ConstantSparsity(-0.1), "got -0.1"),
         (lambda: PolynomialDecay(0.0, 0.8, 10, 5), "begin_step 10 lies after end_step 5"),
         (lambda: PolynomialDecay(0.0, 0.8, -1, 5), "begin_step must be 0 or more"),
