@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from edgeprune.sparsity.building import build
+
 
 class StepListener(Protocol):
     """What takes part in the training steps of a fit."""
@@ -11,7 +13,7 @@ class StepListener(Protocol):
     armed: bool
 
     def before_execution(self) -> None:
-        """Act before an execution, outside any graph."""
+        """Act before an execution, outside any graph; the model is built."""
 
     def in_step(self) -> None:
         """Be traced after the model's own training step."""
@@ -38,6 +40,7 @@ class StepHook:
         self._own_step = vars(model).get("train_step")
         self._train_step = model.train_step
         self._train_function: Any = None
+        self._built = False
         self._executing = False
 
     @classmethod
@@ -89,6 +92,9 @@ class StepHook:
             self._rebuild()
             if not armed:
                 return self._model.train_function(iterator)
+        if not self._built:
+            build(self._model, self._train_step, iterator.element_spec)
+            self._built = True
         for listener in armed:
             listener.armed = False
             listener.before_execution()

@@ -22,14 +22,11 @@ from edgeprune.sparsity.schedules import PolynomialDecay
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(64, 300)).astype("float32"), rng.normal(size=(64, 4))
 
-def fit(callbacks):
+def fit(callbacks, built=True):
     k.utils.set_random_seed(1)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        model = k.Sequential([
-            k.Input((300,)),
-            k.layers.Dense(512, activation="relu"),
-            k.layers.Dense(4),
-        ])
+        layers = [k.layers.Dense(512, activation="relu"), k.layers.Dense(4)]
+        model = k.Sequential([k.Input((300,)), *layers] if built else layers)
         model.compile(k.optimizers.Adam(use_ema=True), "mse", metrics=["mae"])
     history = model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=callbacks,
                         shuffle=False)
@@ -40,7 +37,7 @@ def zeros(model):  # on each replica
             for kernel in models.kernels(model)]
 
 _, dense = fit([])
-model, history = fit([MagnitudePruning(PolynomialDecay(final_sparsity=0.75))])
+model, history = fit([MagnitudePruning(PolynomialDecay(final_sparsity=0.75))], built=False)
 pruned = zeros(model)
 model.fit(x, y, batch_size=16, verbose=0, callbacks=[PreserveSparsity()])
 _, held = fit([MagnitudePruning(PolynomialDecay(0.0, 0.5, 8, 8))])
