@@ -30,10 +30,13 @@ def inputs_of(model: Any) -> list[InputSpec]:
     """
     tensors = getattr(model, "inputs", None)
     if not tensors:
-        raise InputError(
-            f"model '{model.name}' does not say what it takes; call it once on a batch, or wrap "
-            "it: x = keras.Input(shape); keras.Model(x, model(x))"
+        advice = (
+            "as a subclassed model; wrap it in a Functional one, and give that: "
+            "inputs = keras.Input(shape); keras.Model(inputs, model(inputs))"
+            if model.built
+            else "since it has not been built; call it once on a batch"
         )
+        raise InputError(f"model '{model.name}' does not say what it takes, {advice}")
     return [
         InputSpec(tensor.name.partition(":")[0], tuple(tensor.shape), _dtype(tensor.dtype))
         for tensor in tensors
@@ -45,5 +48,6 @@ def _dtype(dtype: Any) -> str:
 
 
 def shape_text(shape: Sequence[int | None]) -> str:
-    """Write a shape as users do: ``(?, 224, 224, 3)``."""
-    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"
+    """Write a shape as users do: ``(?, 224, 224, 3)``, and ``(4,)``."""
+    sizes = ", ".join("?" if size is None else str(size) for size in shape)
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"

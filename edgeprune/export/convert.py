@@ -22,6 +22,7 @@ from edgeprune.export.encode import Sparse, encode_sparse
 from edgeprune.export.float32 import in_float32
 from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
+from edgeprune.export.subclassed import with_inputs
 from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
 from edgeprune.export.verify import verify as compare
 from edgeprune.files import atomic_paths, check_target, sha256
@@ -64,12 +65,15 @@ def convert(
       calibration: samples of the inputs, which int8 and int16x8 need; see
         `edgeprune.data.load_calibration`. The verification runs on them too.
       batch: batch size to fix, or ``dynamic`` to leave it free, which most runtimes pay for.
-      input_shape: free dimensions of a sample, without the batch; by input name if several.
+      input_shape: free dimensions of a sample, without the batch; by input name if several. Of a
+        subclassed model the shape that it was called on is known already.
       io: ``float``, or ``int8`` for an int8 model that takes and gives integers.
       sparse: sparse encoding of the weights: ``auto`` where it makes the file smaller and the
         interpreter computes the same, ``on`` or ``off``.
       verify: run the file beside the Keras model, and keep it only if they agree.
-      tolerance: of the verification, in place of the mode's own; see `edgeprune.export.verify`.
+      tolerance: of the verification: largest root mean square error, in standard deviations of
+        the outputs. It takes the place of the mode's own, which also lets mere rounding pass; see
+        `edgeprune.export.verify`.
       allow_select_ops: let operators that TFLite lacks use TensorFlow's (Flex) kernels.
       unsafe: load model files that carry Python code, such as Lambda layers.
       progress: called with the name of each step as it begins.
@@ -79,11 +83,16 @@ def convert(
       UnsupportedError: the model cannot be converted like this; what stands in the way is named.
       VerificationError: the file computes something else than the model, or cannot be run.
     """
+    if not isinstance(output, str | os.PathLike):
+        raise InputError(
+            f"output must be the path of a .tflite file, got {type(output).__name__}; the order is "
+            "edgeprune.convert(model, output)"
+        )
     output = Path(output)
     _check_arguments(model, output, quantize, calibration, io, sparse, tolerance)
     tell = progress or (lambda step: None)
     tell("load")
-    source, program = _program(model, unsafe)
+    source, program = _program(model, unsafe, input_shape)
     program = program.fixed(batch, input_shape)
     columns = None if calibration is None else load_calibration(calibration, program.inputs)
     tell("convert")
@@ -176,11 +185,14 @@ def _check_arguments(
     check_target(_record_path(output))
 
 
-def _program(model: Any, unsafe: bool) -> tuple[dict[str, str], Program]:
+def _program(
+    model: Any, unsafe: bool, input_shape: Shapes | None
+) -> tuple[dict[str, str], Program]:
     """Load and strip what is to be converted; also say where it came from."""
     if not isinstance(model, str | os.PathLike):
         models.keras_of(model)
-        return {"model": f"{type(model).__name__} '{model.name}' in memory"}, _stripped(model)
+        source = {"model": f"{type(model).__name__} '{model.name}' in memory"}
+        return source, _stripped(model, input_shape)
     path = Path(model)
     if (path / "saved_model.pb").is_file():
         digest = hashlib.sha256()
@@ -189,11 +201,11 @@ def _program(model: Any, unsafe: bool) -> tuple[dict[str, str], Program]:
                 digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
         return {"model": path.name, "sha256": digest.hexdigest()}, saved_program(path)
     loaded = models.load_model(path, unsafe=unsafe, compile=False)
-    return {"model": path.name, "sha256": sha256(path)}, _stripped(loaded)
+    return {"model": path.name, "sha256": sha256(path)}, _stripped(loaded, input_shape)
 
 
-def _stripped(model: Any) -> Program:
-    return program_of(in_float32(strip(model)))
+def _stripped(model: Any, input_shape: Shapes | None) -> Program:
+    return program_of(with_inputs(in_float32(strip(model)), input_shape))
 
 
 def _token_limit(program: Program) -> int:

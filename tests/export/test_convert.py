@@ -310,6 +310,8 @@ def test_arguments_that_do_not_go_together(flavours, tmp_path):
     for arguments, message in cases:
         with pytest.raises(InputError, match=message):
             convert(model, tmp_path / "a.tflite", **arguments)
+    with pytest.raises(InputError, match=r"got Functional; the order is .*convert\(model, output"):
+        convert("a.tflite", model)
     with pytest.raises(InputError, match="supported: a Keras 3 or tf_keras model"):
         convert(object(), tmp_path / "a.tflite")
     assert listing(tmp_path) == []

@@ -298,7 +298,7 @@ def test_run_tflite(keras):
     assert outputs.shape == (24, 640)
     (expected,) = reference(program, samples).values()
     assert np.abs(outputs - expected).mean() < 0.1 * expected.std()
-    with pytest.raises(InputError, match=r"samples of shape \(640\)"):
+    with pytest.raises(InputError, match=r"samples of shape \(640,\)"):
         run_tflite(content, np.zeros((2, 639)))
 
 
