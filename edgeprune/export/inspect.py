@@ -39,6 +39,11 @@ def inspect(model: Any, *, unsafe: bool = False) -> Inspection:
 
         return inspect_keras(model)
     path = Path(model)
+    if not path.exists():
+        raise InputError(
+            f"model file {path} does not exist; supported: .tflite files, and .keras and .h5 files "
+            "of Keras 3 or tf_keras"
+        )
     if path.suffix.lower() != ".tflite" and not _is_tflite(path):
         from edgeprune.export.inspect_keras import inspect_keras_file
 

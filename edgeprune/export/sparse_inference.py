@@ -58,6 +58,8 @@ def sparse_inference(model: TfliteModel) -> SparseInference:
 
 def _judge(graph: Subgraph) -> SparseInference:
     weights = [kernel for operator in graph.operators for kernel in graph.kernels(operator)]
+    if weights and not any(kernel.dtype.startswith("float") for kernel in weights):
+        return SparseInference(False, ("the weights are integers; only float models run sparse",))
     if not any(kernel.sparsity is not None for kernel in weights):
         return SparseInference(
             False, ("no weights are stored sparse (DENSIFY): prune, and convert with sparse on",)

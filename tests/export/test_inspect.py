@@ -226,6 +226,10 @@ def test_sparse_inference_wants_float_and_sparse_storage():
     quantized = inspect_tflite(read(convert(model, sparse=True, quantize="int8")))
     assert quantized.sparse_inference.eligible is False
     assert "float" in quantized.sparse_inference.reasons[0]
+    # What cannot help is not advised.
+    dense = inspect_tflite(read(convert(model, quantize="int8"))).sparse_inference
+    assert dense.eligible is False
+    assert dense.reasons == ("the weights are integers; only float models run sparse",)
 
 
 def test_microcontroller_verdicts():
@@ -261,6 +265,8 @@ def test_bad_input(tmp_path):
     for name in ("cut.tflite", "absent.tflite", "absent.keras"):
         with pytest.raises(InputError, match=name):
             edgeprune.inspect(tmp_path / name)
+    with pytest.raises(InputError, match=r"absent does not exist; supported: \.tflite files, and"):
+        edgeprune.inspect(tmp_path / "absent")
     with pytest.raises(InputError, match="supported"):
         edgeprune.inspect(object())
 
