@@ -28,6 +28,7 @@ import gc
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -37,6 +38,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from array import array
@@ -93,6 +95,13 @@ class Runtime:
             root = sys.modules[RUNTIMES[name].partition(".")[0]]
             self.version = getattr(root, "__version__", None) or importlib.metadata.version(name)
             return
+        if wanted:
+            others = [name for name in RUNTIMES if name != wanted and is_installed(name)]
+            raise BenchError(
+                f"the runtime that was asked for cannot be used ({failures[0]}); installed: "
+                f"{', '.join(others) or 'none'}; leave out --runtime, or pip install {wanted}",
+                "unsupported",
+            )
         raise BenchError(
             f"no TFLite runtime can be used ({'; '.join(failures)}); pip install ai-edge-litert, "
             "or tflite-runtime with 'numpy<2'",
@@ -101,14 +110,15 @@ class Runtime:
 
     def load(self, path, threads, seed):
         """Construct an interpreter, allocate, set seeded inputs; return a `Loaded`."""
-        begin = time.perf_counter_ns()
-        try:
-            interpreter = self.interpreter(model_path=str(path), num_threads=threads)
-            free_batch = self._fix_batch(interpreter, path)
-            interpreter.allocate_tensors()
-        except (ValueError, RuntimeError, SystemError) as error:
-            raise self._explain(error, path) from None
-        init_ns = time.perf_counter_ns() - begin
+        with without_info():
+            begin = time.perf_counter_ns()
+            try:
+                interpreter = self.interpreter(model_path=str(path), num_threads=threads)
+                free_batch = self._fix_batch(interpreter, path)
+                interpreter.allocate_tensors()
+            except (ValueError, RuntimeError, SystemError) as error:
+                raise self._explain(error, path) from None
+            init_ns = time.perf_counter_ns() - begin
         return Loaded(interpreter, path, init_ns, free_batch, seed)
 
     @staticmethod
@@ -152,6 +162,34 @@ class Runtime:
                 "unsupported",
             )
         return BenchError(f"{path}: not a usable .tflite file ({text}); convert the model again")
+
+
+def is_installed(name):
+    """Whether a runtime's package is there, without importing it."""
+    return importlib.util.find_spec(RUNTIMES[name].partition(".")[0]) is not None
+
+
+@contextlib.contextmanager
+def without_info():
+    """Drop the lines that start with INFO from what native code writes to standard error."""
+    sys.stderr.flush()
+    try:
+        terminal = os.dup(2)
+    except OSError:  # no standard error at all
+        yield
+        return
+    with tempfile.TemporaryFile() as scratch:
+        os.dup2(scratch.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            scratch.seek(0)
+            for line in scratch.read().decode("utf-8", "replace").splitlines():
+                if not line.startswith("INFO: "):
+                    print(line, file=sys.stderr)
 
 
 class Loaded:

@@ -85,7 +85,9 @@ def bench_script() -> Path:
 
 
 def _paths(models: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    given = [models] if isinstance(models, str | os.PathLike) else list(models)
+    given: list[Any] = [models]
+    if isinstance(models, Iterable) and not isinstance(models, str | os.PathLike):
+        given = list(models)
     if not given:
         raise InputError("got no model to benchmark; name at least one .tflite file")
     for model in given:

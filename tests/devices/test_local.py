@@ -71,6 +71,7 @@ def test_a_name_that_looks_like_an_option(model, tmp_path, monkeypatch):
     [
         ([], "got no model"),
         ([object()], "got object; supported: paths"),
+        (object(), "got object; supported: paths"),
         (["missing.tflite"], r"missing\.tflite: no such file"),
         ([os.devnull], "not a file"),
     ],
@@ -105,8 +106,21 @@ def test_wrong_arguments(model, arguments, message):
 
 
 def test_runtime_that_is_not_installed(model):
-    with pytest.raises(UnsupportedError, match="tflite-runtime: not installed"):
+    with pytest.raises(UnsupportedError) as caught:
         benchmark(model, runtime="tflite-runtime", **SHORT)
+    assert "asked for cannot be used (tflite-runtime: not installed)" in str(caught.value)
+    assert "installed: ai-edge-litert, tensorflow; leave out --runtime" in str(caught.value)
+
+
+def test_the_script_alone_says_nothing_but_its_progress(model):
+    done = subprocess.run(
+        [sys.executable, str(bench_script()), "--quick", "--min-seconds=0.05", str(model)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("[bench] ")] == []
 
 
 def test_script_that_dies_is_one_error(model, tmp_path, monkeypatch):
