@@ -6,7 +6,7 @@ import importlib
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,9 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
     Args:
       source: an array; a tuple or list (in the order of `inputs`) or a mapping by input name of
         arrays; a `tf.data.Dataset` or another iterable of batches of these, whose targets are
-        left aside; an .npy file; an .npz file with one array an input, named like it (a single
-        input's may be `x`); or ``module:function``, which returns any of these.
+        left aside; a function that gives any of these when it is called, such as TFLite's
+        `representative_dataset`; an .npy file; an .npz file with one array an input, named like
+        it (a single input's may be `x`); or ``module:function``, which returns any of these.
       inputs: what the model takes.
 
     Returns:
@@ -148,6 +149,8 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
             # What a function of the user's prints, a generator as it goes, is no result.
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             name, source = str(source), _load(str(source))
+        if callable(source) and not isinstance(source, Iterable):
+            source = _called(source, name)
         named = {spec.name for spec in inputs}
         if isinstance(source, Mapping) and "y" in source and named.isdisjoint(source):
             source = source.get("x")  # training data, whose targets are not needed
@@ -155,6 +158,16 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
     columns = fit_inputs(found, inputs, name, integers_to_floats=False)
     chosen = evenly_spaced(len(columns[0]), MAX_ITERATED_SAMPLES)
     return [column if len(column) == len(chosen) else column[chosen] for column in columns]
+
+
+def _called(function: Callable[[], Any], name: str) -> Any:
+    try:
+        return function()
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"{name}: calling it failed with {type(error).__name__}: {error}; it is called "
+            "without arguments, like TFLite's representative_dataset"
+        ) from error
 
 
 def check_source(source: Any) -> None:

@@ -59,10 +59,23 @@ def collect(source: Any, inputs: Sequence[InputSpec], name: str) -> list[Array]:
         raise InputError(f"{name}: no samples; a hundred typical ones are a good number")
     columns: list[Array] = []
     for spec, parts in zip(inputs, zip(*read, strict=True), strict=True):
+        if _is_sample(parts[0], spec):
+            raise InputError(
+                f"{name}: gives single samples of input '{spec.name}', of shape "
+                f"{shape_text(parts[0].shape)}; give batches: dataset.batch(32) of a "
+                "tf.data.Dataset, or sample[None]"
+            )
         if len({part.shape[1:] for part in parts}) > 1 or not parts[0].ndim:
             raise InputError(f"{name}: the batches of input '{spec.name}' differ in shape")
         columns.append(np.concatenate(parts)[:MAX_ITERATED_SAMPLES])
     return columns
+
+
+def _is_sample(values: Array, spec: InputSpec) -> bool:
+    sample = spec.shape[1:]
+    return values.ndim == len(sample) and all(
+        want in (None, got) for want, got in zip(sample, values.shape, strict=True)
+    )
 
 
 def _read(source: Iterable[Any], inputs: Sequence[InputSpec], name: str) -> list[list[Array]]:

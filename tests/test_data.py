@@ -50,8 +50,10 @@ def project(tmp_path, monkeypatch):
         [image(6)[:4], image(6)[4:]],
         [(image(6)[:4], np.zeros(4)), (image(6)[4:], np.zeros(2))],
         iter([image(6)[:3], image(6)[3:]]),
+        lambda: image(6),
+        lambda: ([image(6)[n : n + 1]] for n in range(6)),  # as TFLite's converter takes it
     ],
-    ids=str(list(range(11))).strip("[]").split(", "),
+    ids=str(list(range(13))).strip("[]").split(", "),
 )
 def test_forms_of_one_input(source):
     (column,) = load_calibration(source, IMAGE)
@@ -82,6 +84,30 @@ def test_a_tf_dataset_of_samples_and_targets():
     dataset = tf.data.Dataset.from_tensor_slices((image(7), np.arange(7))).batch(3)
     (column,) = load_calibration(dataset, IMAGE)
     np.testing.assert_array_equal(column, image(7))
+
+
+def test_a_dataset_without_batches_is_told_so():
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices((image(7), np.arange(7)))
+    message = r"single samples of input 'image', of shape \(4, 4, 1\); .*dataset\.batch\(32\)"
+    for source in (dataset, list(image(2)), [(sample, 0) for sample in image(2)]):
+        with pytest.raises(InputError, match=message):
+            load_calibration(source, IMAGE)
+    numbers = tf.data.Dataset.range(5)
+    with pytest.raises(InputError, match=r"of shape \(\); give batches"):
+        load_calibration(numbers, [InputSpec("n", (None,), "int64")])
+    (column,) = load_calibration(dataset.batch(2), IMAGE)
+    np.testing.assert_array_equal(column, image(7))
+
+
+def test_a_function_that_fails_or_wants_arguments():
+    def broken():
+        raise OSError("no disk")
+
+    for function, message in ((broken, "OSError: no disk"), (lambda a: a, "without arguments")):
+        with pytest.raises(InputError, match=f"calibration data: calling it failed .*{message}"):
+            load_calibration(function, IMAGE)
 
 
 def test_an_endless_iterable_ends_at_512_samples():
@@ -323,7 +349,7 @@ def test_for_model_casts_as_fit_would():
     assert data.x.dtype == np.float32
     assert data.x.tolist() == [[0, 1, 2], [3, 4, 5]]
     wide = Dataset(np.ones((2, 4)), np.zeros(2), np.ones((1, 4)), np.zeros(1), "")
-    with pytest.raises(InputError, match=r"training data: .* takes samples of shape \(3\)"):
+    with pytest.raises(InputError, match=r"training data: .* takes samples of shape \(3,\)"):
         wide.for_model(model)
 
 

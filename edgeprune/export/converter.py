@@ -35,6 +35,7 @@ def to_tflite(
       allow_select_ops: whether operators that TFLite lacks may be run by TensorFlow's kernels.
 
     Raises:
+      InputError: the calibration data hold indices that the model does not know.
       UnsupportedError: the model has operators that cannot be converted; they are named.
     """
     import tensorflow as tf
@@ -134,6 +135,11 @@ def _explained(error: Exception, log: str, quantize: str) -> Exception:
         return UnsupportedError(
             f"the model has operators that TFLite lacks: {', '.join(select)}; replace them, or "
             "pass --allow-select-ops if your runtime includes TensorFlow's (Flex) kernels"
+        )
+    if "gather index out of bounds" in text:
+        return InputError(
+            "calibration data: an index, such as a token id, lies outside the table that it picks "
+            "from; ids of an embedding go from 0 to its input_dim - 1"
         )
     if "min and max" in text.lower() or "empty min/max" in text.lower():
         tensor = re.search(r"(?:Failed for tensor|min/max for tensor) (\S+)", text)

@@ -1,6 +1,7 @@
 """Run a .tflite file beside the Keras model that it was made from, and compare."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,19 @@ class Interpreter:
         return steps
 
     def __call__(self, samples: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; a free batch dimension takes any size."""
+        """Run one batch; a free batch dimension takes any size.
+
+        Raises:
+          VerificationError: an operator fails on it.
+        """
         given = {name: _quantized(samples[name], self._inputs[name]) for name in self._inputs}
-        results = self._runner(**given)
+        try:
+            results = self._runner(**given)
+        except RuntimeError as error:
+            raise VerificationError(
+                f"the interpreter fails while it runs the converted model ({first_line(error)}); "
+                "try another quantization"
+            ) from error
         return {name: _dequantized(results[name], self._outputs[name]) for name in self._outputs}
 
 
@@ -338,19 +349,27 @@ def reference(program: Program, samples: Sequence[Array]) -> dict[str, Array]:
     """Compute the Keras model's outputs (n, ...) by name, in one batch where it takes one.
 
     Raises:
+      InputError: it cannot compute them, as of token ids that it does not know.
       VerificationError: an output is NaN or infinite, so that nothing can be compared.
     """
+    import tensorflow as tf
+
     total = len(samples[0])
     # A model built for one batch size computes only that.
     size = _batch(program.inputs) if program.fixed_batch else None
-    outputs = _joined(
-        (
-            dict(zip(program.outputs, program.run(batch), strict=True))
-            for batch in batches(samples, size or total)
-        ),
-        size or total,
-        total,
+    results = (
+        dict(zip(program.outputs, program.run(batch), strict=True))
+        for batch in batches(samples, size or total)
     )
+    try:
+        outputs = _joined(results, size or total, total)
+    except tf.errors.OpError as error:
+        index = re.search(r"indices\[[\d, ]*\] = -?\d+ is not in \[[\d, ]*\)", str(error))
+        raise InputError(
+            f"the Keras model cannot be run on the samples to verify on "
+            f"({index.group() if index else first_line(error)}); give typical inputs as "
+            "calibration data, with token ids below the embedding's vocabulary"
+        ) from error
     for name, values in outputs.items():
         bad = values.size - int(np.isfinite(values).sum())
         if bad:

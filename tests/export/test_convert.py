@@ -383,6 +383,22 @@ def test_loops_are_refused_in_integer_modes_only(flavours, tmp_path):
     assert unrolled.verification.passed
 
 
+@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+def test_token_ids_outside_the_vocabulary_are_the_datas_fault(flavours, tmp_path, name):
+    layers = flavours[name].layers
+    inputs = flavours[name].Input((6,), dtype="int32")
+    model = flavours[name].Model(inputs, layers.Dense(3)(layers.Embedding(40, 8)(inputs)))
+    tokens = np.arange(60, dtype=np.int32).reshape(10, 6)
+    for mode, message in (
+        ("int8", r"calibration data: an index, such as a token id, lies outside"),
+        ("none", r"indices\[.*\] = 40 is not in \[0, 40\)\); .* below the embedding's vocabulary"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert(model, tmp_path / "a.tflite", quantize=mode, calibration=tokens)
+        convert(model, tmp_path / "b.tflite", quantize=mode, calibration=tokens % 40)
+    assert listing(tmp_path) == ["b.tflite", "b.tflite.json"]
+
+
 def test_text_inputs_are_refused(flavours, tmp_path):
     keras = flavours["keras"]
     inputs = keras.Input((1,), dtype="string")
