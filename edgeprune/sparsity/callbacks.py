@@ -1,5 +1,6 @@
 """The two callbacks: one makes zeros during training, one keeps those there are."""
 
+import bisect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class KernelSparsity:
     Attributes:
       name: the kernel's.
       size: its weights.
-      zeros: those that its mask keeps at zero.
+      zeros: those that are zero, counted in the kernel itself.
       target: the sparsity asked for; None where kernels are ranked together.
       reached: False where the kernel cannot be that sparse, as one of a single weight.
     """
@@ -58,8 +59,12 @@ class MagnitudePruning(HoldingCallback):
 
     A weight once pruned stays zero while the sparsity rises. A killed run that goes on from a
     checkpoint of weights and optimizer (`BackupAndRestore`) chooses the same masks as one that
-    was not. A callback that sets weights at the end of training, such as
-    ``EarlyStopping(restore_best_weights=True)``, must stand before this one in the list.
+    was not.
+
+    The order of callbacks does not matter. Where one sets weights at the end of training, as
+    ``EarlyStopping(restore_best_weights=True)`` does, the zeros are made again after it, and a
+    warning tells when the weights come from before the target was reached. Its `start_from_epoch`
+    keeps it from choosing those. (A `History` of your own must be listed after such a callback.)
 
     Args:
       schedule: the sparsity at each step: `PolynomialDecay` or `ConstantSparsity`.
@@ -131,10 +136,13 @@ class MagnitudePruning(HoldingCallback):
         )
         self._schedule = schedule
         self._own: list[float | None] = []
+        self._first_step = 0
+        self._total_steps: int | None = None
 
     def _begin(self, model: Any, done_steps: int, total_steps: int | None) -> HeldMasks:
         chosen = self._scope.select(model)
         first_step = max(0, self._step - done_steps)
+        self._first_step, self._total_steps = first_step, total_steps
         self._schedule = self.schedule.resolve(first_step, total_steps)
         self._own = [own for _, own in chosen]
         if total_steps is not None and not self.allow_partial:
@@ -159,19 +167,23 @@ class MagnitudePruning(HoldingCallback):
         self.report = tuple(
             KernelSparsity(
                 name=kernel.name,
-                size=mask.size,
-                zeros=mask.size - int(np.count_nonzero(mask)),
-                target=self._target(own),
-                reached=self._reached(mask, self._target(own)),
+                size=weights.size,
+                zeros=(zeros := int(np.count_nonzero(weights == 0))),
+                target=(target := self._target(own)),
+                # Half a weight: the rounding of an exact count.
+                reached=target is None or zeros >= target * weights.size - 0.5,
             )
-            for kernel, mask, own in zip(masks.kernels, masks.values, self._own, strict=True)
+            for kernel, weights, own in zip(masks.kernels, masks.weights(), self._own, strict=True)
         )
-        end = self._schedule.last_due(self._step)
-        if end is None or self._schedule.sparsity(end) != self._schedule.target:
+        if not self._is_full(self._step):
             if not self.allow_partial:
+                sparsity = sum(kernel.zeros for kernel in self.report) / masks.size
+                epoch = self._first_full_epoch()
+                advice = f"; if EarlyStopping ended it, give that start_from_epoch={epoch}"
                 warnings.warn(
                     f"training ended at step {self._step}, before the schedule reached its target: "
-                    f"sparsity is {masks.sparsity:.4g}, not {self._schedule.target:g}",
+                    f"sparsity is {sparsity:.4g}, not {self._schedule.target:g}"
+                    f"{advice if epoch else ''}",
                     stacklevel=2,
                 )
             return
@@ -208,11 +220,19 @@ class MagnitudePruning(HoldingCallback):
             return own
         return None if self.ranking == "global" else self._schedule.target
 
-    def _reached(self, mask: Mask, target: float | None) -> bool:
-        if target is None:
-            return True
-        # Half a weight: the rounding of an exact count.
-        return mask.size - int(np.count_nonzero(mask)) >= target * mask.size - 0.5
+    def _is_full(self, step: int) -> bool:
+        """Tell whether the masks of a step are those of the target."""
+        due = self._schedule.last_due(step)
+        return due is not None and self._schedule.sparsity(due) == self._schedule.target
+
+    def _first_full_epoch(self) -> int | None:
+        total, epochs = self._total_steps, (self.params or {}).get("epochs")
+        if not total or not epochs:
+            return None
+        steps = bisect.bisect_left(
+            range(total + 1), True, key=lambda done: self._is_full(self._first_step + done)
+        )
+        return None if steps > total else max(0, steps - 1) * epochs // total
 
     def _check_reach(self, last_step: int) -> None:
         due = self._schedule.last_due(last_step)

@@ -1,12 +1,15 @@
 """The callback that holds masks, in `fit` or in a custom loop; its subclasses choose them."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from edgeprune import models
 from edgeprune.errors import InputError
+from edgeprune.sparsity.ending import after_all_callbacks
 from edgeprune.sparsity.masks import HeldMasks
 from edgeprune.sparsity.training import StepHook
 
@@ -20,7 +23,8 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
     the methods below. Subclasses write `_begin`, and `_advance` and `_end` if they need them.
 
     Weights are zeroed inside the graph of the training step, after the optimizer's update, so
-    they hold at every step of an execution of several (`steps_per_execution`) too.
+    they hold at every step of an execution of several (`steps_per_execution`) too. Zeros that
+    other callbacks fill at the end of training are made again after the last of them.
     """
 
     _supports_tf_logs = True  # else tf_keras copies every step's logs to the host
@@ -29,6 +33,9 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
         super().__init__()
         self.armed = False
         self._hook: StepHook | None = None
+        self._history: Any = None
+        self._history_ended = True
+        self._ended = False
         self._masks: HeldMasks | None = None
         self._hold: Any = None
         self._optimizer: Any = None
@@ -54,6 +61,10 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
     def _end(self, masks: HeldMasks) -> None:
         """Look back on the training."""
 
+    def _first_full_epoch(self) -> int | None:
+        """Return the first epoch of this fit that ends with every zero; None if not known."""
+        return None
+
     # In fit.
 
     def _implements_train_batch_hooks(self) -> bool:
@@ -65,9 +76,18 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
     def _implements_predict_batch_hooks(self) -> bool:
         return False
 
+    def set_model(self, model: Any) -> None:
+        """Note the fit's History, which Keras has set just now (a nested `evaluate` may do so)."""
+        super().set_model(model)
+        self._history = getattr(model, "history", None)
+
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Take part in the model's training steps."""
         self._masks = None
+        self._ended = False
+        self._history_ended = not after_all_callbacks(
+            self._history, self.params, self._on_history_end
+        )
         self._optimizer = _optimizer_of(self.model)
         self._join()
 
@@ -86,7 +106,16 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
         if self._hook is not None:
             self._hook.leave(self)
             self._hook = None
-        self.finish()
+        self._ended = True
+        if self._history_ended:
+            self.finish()
+        else:
+            self._mend()  # for callbacks that look, or save, before the last has ended
+
+    def _on_history_end(self) -> None:
+        self._history_ended = True
+        if self._ended:
+            self.finish()
 
     def _join(self) -> None:
         if self._hook is None or not self._hook.has(self):
@@ -97,7 +126,8 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
         """Begin, once: only now have all callbacks (such as BackupAndRestore) set the model up."""
         if self._masks is not None:
             return
-        epochs, steps = self.params.get("epochs"), self.params.get("steps")
+        params = self.params or {}
+        epochs, steps = params.get("epochs"), params.get("steps")
         updates = getattr(self._optimizer, "gradient_accumulation_steps", None) or 1
         if epochs is None or steps is None:
             done, total = 0, None
@@ -132,6 +162,7 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
           InputError: as the callback does in `fit`.
         """
         self._optimizer = optimizer if optimizer is not None else _optimizer_of(model)
+        self.set_params({})
         self._start(model, 0, total_steps)
 
     def step(self) -> float:
@@ -156,10 +187,33 @@ class HoldingCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras 
         """End a custom training loop; `fit` does it by itself. Does nothing a second time."""
         if self._masks is None:
             return
-        # What other callbacks restored or averaged at the end may lack the zeros.
-        self._masks.hold()
+        self._mend()
         self._end(self._masks)
         self._masks = None
+
+    def _mend(self) -> None:
+        """Zero again what was filled since the last step, as by restoring the best weights."""
+        masks = self._masks
+        if masks is None:
+            return
+        weights = masks.weights()
+        lost = sum(
+            int(np.count_nonzero(kernel[~mask]))
+            for kernel, mask in zip(weights, masks.values, strict=True)
+        )
+        masks.hold()
+        if lost == 0:
+            return
+        zeros = sum(int(np.count_nonzero(kernel == 0)) for kernel in weights)
+        epoch = self._first_full_epoch()
+        advice = f", or restore none from before the target: start_from_epoch={epoch}"
+        warnings.warn(
+            "weights set at the end of training, as EarlyStopping(restore_best_weights=True) "
+            f"does, had a sparsity of {zeros / masks.size:.4g}, not the {masks.sparsity:.4g} "
+            "reached by then; they were pruned to that, which no metric has seen: evaluate the "
+            f"model again{advice if epoch else ''}",
+            stacklevel=2,
+        )
 
     def _start(self, model: Any, done_steps: int, total_steps: int | None) -> None:
         self._step = iterations(self._optimizer)
