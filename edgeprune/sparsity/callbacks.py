@@ -41,8 +41,10 @@ class MagnitudePruning(HoldingCallback):
     """Prunes the weights of least magnitude during `fit`, step by step, and holds the zeros.
 
     Works with Keras 3 (on TensorFlow) and tf_keras, any optimizer and data, without wrapping or
-    changing the model: what is saved at any moment loads without edgeprune. Each epoch's logs
-    get `sparsity`, the fraction of zeros over the kernels in scope.
+    changing the model: what is saved at any moment loads without edgeprune. In `fit` the model
+    need not be built. Each epoch's logs get `sparsity`, the fraction of zeros over the kernels in
+    scope, which History, CSVLogger and TensorBoard show (the last needs the package tensorboard,
+    which TensorFlow no longer brings).
 
     In `fit`::
 
