@@ -329,19 +329,20 @@ def _notes(name: str, want: Array, within: bool, largest: float, step: float) ->
     if varies <= _CONSTANT * float(np.abs(want).max(initial=0.0)):
         return [
             f"output '{name}': the model gives the same values for every sample, so this proves "
-            "little; give typical inputs as calibration data"
+            "little; typical inputs, as calibration data, prove more"
         ]
-    if within:
+    few_steps = varies <= _STEPS * step
+    if within and not few_steps:
         return []
+    verdict = "this proves little" if within else "it is the same only within rounding"
     if not step:
         return [
-            f"output '{name}' is the same only within rounding: it varies by {varies:.2g} from "
-            f"sample to sample, and is off by up to {largest:.2g}"
+            f"output '{name}' varies by {varies:.2g} from sample to sample, and is off by up to "
+            f"{largest:.2g}: {verdict}"
         ]
     return [
-        f"output '{name}' is the same only within rounding: it varies by less than "
-        f"{np.ceil(varies / step) or 1:.0f} quantization steps from sample to sample, and is off "
-        f"by up to {largest / step:.1f}"
+        f"output '{name}' varies by less than {varies // step + 1:.0f} quantization steps from "
+        f"sample to sample, and is off by up to {largest / step:.1f}: {verdict}"
     ]
 
 

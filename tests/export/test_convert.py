@@ -431,6 +431,11 @@ def test_the_record(flavours, tmp_path):
     record = json.loads(artifact.record_path.read_text())
     assert record["sha256"] == artifact.sha256
     assert record["verification"]["passed"] is True
+    assert record["verification"]["notes"] == list(artifact.verification.notes)
+    first, second = str(artifact).splitlines()
+    assert first.startswith(f"{artifact.path}: ")
+    assert ", quantization int8, sparsity 0." in first
+    assert second.startswith("verified on 20 samples: max abs error ")
     assert record["made_by"]["recipe"]["quantize"] == "int8"
     assert record["made_by"]["calibration_samples"] == 20
     assert record["made_by"]["verified_on"] == "calibration samples"
