@@ -51,8 +51,8 @@ def collect(source: Any, inputs: Sequence[InputSpec], name: str) -> list[Array]:
             return _one_batch(source, inputs, name)
     if not isinstance(source, Iterable):
         raise InputError(
-            f"{name}: got {describe(source)}; supported: arrays, a tf.data.Dataset, "
-            "an iterable of batches, or a .npz, .npy or module:function"
+            f"{name}: got {describe(source)}; supported: arrays, a tf.data.Dataset, an iterable "
+            "of batches, a function that gives one of these, or a .npz, .npy or module:function"
         )
     read = _read(source, inputs, name)
     if not read:

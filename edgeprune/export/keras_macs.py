@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeprune.errors import UnsupportedError
 from edgeprune.export.macs import Macs, UnknownShapeError
+from edgeprune.export.subclassed import each_input, recorded_inputs
 from edgeprune.models import flavour, layers
 
 Shape = tuple[int, ...]
@@ -77,28 +78,21 @@ def _input_specs(model: Any) -> Any:
         if isinstance(structure, list | tuple) and len(structure) == 1:
             structure = structure[0]
         return tf.nest.map_structure(spec, structure)
-    shape = _called_shape(model)
-    if shape is None:
+    recorded = recorded_inputs(model)
+    if recorded is None:
         raise UnknownShapeError(
-            f"model '{model.name}' has no recorded input shape; call it on one batch first"
+            f"model '{model.name}' has no recorded input shape; call it on one batch first, or "
+            "wrap it: keras.Model(inputs, model(inputs))"
         )
-    if None in shape[1:]:
-        raise UnknownShapeError(
-            f"model '{model.name}' was built with a free dimension, shape {list(shape)}"
-        )
-    return tf.TensorSpec((1, *shape[1:]), model.compute_dtype)
 
+    def called(shape: tuple[int | None, ...], dtype: str, _: str | None) -> Any:
+        if None in shape[1:]:
+            raise UnknownShapeError(
+                f"model '{model.name}' was built with a free dimension, shape {list(shape)}"
+            )
+        return tf.TensorSpec((1, *shape[1:]), dtype)
 
-def _called_shape(model: Any) -> tuple[int | None, ...] | None:
-    """Return the input shape that a subclassed model of one input was built or called with."""
-    if flavour(model) == "keras":
-        shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
-        shape = shapes[0] if len(shapes) == 1 else None
-    else:
-        shape = getattr(model, "_build_input_shape", None)
-    if shape is None or not all(size is None or isinstance(size, int) for size in shape):
-        return None
-    return tuple(shape)
+    return each_input(recorded, called)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Give subclassed models the inputs that only Functional and Sequential ones declare."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeprune import models
@@ -33,7 +34,7 @@ def with_inputs(model: Any, input_shape: Sequence[int] | Mapping[str, Any] | Non
             f"model '{model.name}' has no weights yet; build it first, for example by calling it "
             "on one batch"
         )
-    recorded = _of_keras(model) if keras.__name__ == "keras" else _of_tf_keras(model)
+    recorded = recorded_inputs(model)
     if isinstance(input_shape, Sequence) and not isinstance(recorded, dict | list):
         dtype = recorded[1] if isinstance(recorded, tuple) else "float32"
         recorded = ((None, *input_shape), dtype)
@@ -47,7 +48,9 @@ def with_inputs(model: Any, input_shape: Sequence[int] | Mapping[str, Any] | Non
             f"input shape (--input-shape, input_shape in Python), or {advice}"
         )
     try:
-        inputs = _declared(keras, recorded, None)
+        inputs = each_input(
+            recorded, lambda shape, dtype, name: keras.Input(shape[1:], dtype=dtype, name=name)
+        )
         return keras.Model(inputs, model(inputs), name=model.name)
     except Exception as error:  # the user's own code runs here
         raise InputError(
@@ -56,10 +59,35 @@ def with_inputs(model: Any, input_shape: Sequence[int] | Mapping[str, Any] | Non
         ) from error
 
 
+def recorded_inputs(model: Any) -> Any:
+    """Return what a model was called on: (shape, dtype), a list or dict of such, or None.
+
+    The batch is None. Models that take several arguments do not say.
+    """
+    return _of_keras(model) if models.flavour(model) == "keras" else _of_tf_keras(model)
+
+
+def each_input(
+    recorded: Any, make: Callable[[Shape, str, str | None], Any], name: str | None = None
+) -> Any:
+    """Make something of the shape, dtype and name of every recorded input, in their structure."""
+    if isinstance(recorded, dict):
+        return {key: each_input(value, make, key) for key, value in recorded.items()}
+    if isinstance(recorded, list):
+        return [each_input(value, make) for value in recorded]
+    shape, dtype = recorded
+    return make(shape, dtype, name)
+
+
 def _of_keras(model: Any) -> Any:
-    """Return (shape, dtype) of the input, a list or dict of such, or None if not recorded."""
     shapes = dict(getattr(model, "_build_shapes_dict", None) or {})
-    if len(shapes) != 1:  # several arguments, which it does not record in a usable way
+    required = [
+        parameter
+        for parameter in inspect.signature(model.call).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if len(shapes) != 1 or len(required) > 1:  # of several arguments it may record but the first
         return None
     (recorded,) = shapes.values()
     # Keras 3 records no dtypes; whole numbers are what an embedding of this shape is called on.
@@ -106,15 +134,6 @@ def _of_tf_keras(model: Any) -> Any:
 
 def _free(shape: Shape) -> Shape:
     return (None, *shape[1:])
-
-
-def _declared(keras: Any, recorded: Any, name: str | None) -> Any:
-    if isinstance(recorded, dict):
-        return {key: _declared(keras, value, key) for key, value in recorded.items()}
-    if isinstance(recorded, list):
-        return [_declared(keras, value, None) for value in recorded]
-    shape, dtype = recorded
-    return keras.Input(shape[1:], dtype=dtype, name=name)
 
 
 def _text(recorded: Any) -> str:

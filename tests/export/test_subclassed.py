@@ -138,3 +138,19 @@ def test_inspect_counts_the_same_as_functional(keras):
     model(X)
     found = inspect(model)
     assert (found.macs, found.parameters) == (48, 58)
+
+
+def test_inspect_counts_models_of_several_inputs(keras):
+    """One 4 x 4 product; 40 + 16 + 4 parameters."""
+    model = two_inputs(keras)
+    model({"tokens": np.zeros((12, 3), np.int32), "values": X})
+    found = inspect(model)
+    assert (found.macs, found.parameters) == (16, 60)
+
+
+def test_what_inspect_cannot_tell_it_says(keras):
+    model = two_arguments(keras)
+    model(X, X)
+    found = inspect(model)
+    assert found.macs is None
+    assert "wrap it: keras.Model(inputs, model(inputs))" in found.unavailable["macs"]
