@@ -54,6 +54,8 @@ DEFAULTS = {"starts": 3, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 1
 QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
 PROGRESS = "[bench] "
 INTERRUPTED = 130
+# TFLite's log, and absl's as TensorFlow uses it at import
+INFORMATION = re.compile(r"INFO: |I\d{4} |WARNING: All log messages before absl::InitializeLog")
 ROOT = Path("/")  # of the files by which Linux describes itself
 MEMORY_HOW = {
     "linux": "VmHWM of a fresh process, growth from before the model was loaded",
@@ -85,7 +87,8 @@ class Runtime:
         failures = []
         for name in [wanted] if wanted else RUNTIMES:
             try:
-                module = importlib.import_module(RUNTIMES[name])
+                with without_info():
+                    module = importlib.import_module(RUNTIMES[name])
             except Exception as error:  # a broken installation may raise anything at import
                 missing = isinstance(error, ModuleNotFoundError)
                 failures.append(f"{name}: {'not installed' if missing else error}")
@@ -171,7 +174,7 @@ def is_installed(name):
 
 @contextlib.contextmanager
 def without_info():
-    """Drop the lines that start with INFO from what native code writes to standard error."""
+    """Drop what is mere information from what native code writes to standard error."""
     sys.stderr.flush()
     try:
         terminal = os.dup(2)
@@ -188,7 +191,7 @@ def without_info():
             os.close(terminal)
             scratch.seek(0)
             for line in scratch.read().decode("utf-8", "replace").splitlines():
-                if not line.startswith("INFO: "):
+                if not INFORMATION.match(line):
                     print(line, file=sys.stderr)
 
 

@@ -112,9 +112,11 @@ def test_runtime_that_is_not_installed(model):
     assert "installed: ai-edge-litert, tensorflow; leave out --runtime" in str(caught.value)
 
 
-def test_the_script_alone_says_nothing_but_its_progress(model):
+@pytest.mark.parametrize("runtime", ["ai-edge-litert", "tensorflow"])
+def test_the_script_alone_says_nothing_but_its_progress(model, runtime):
+    options = ["--quick", "--min-seconds=0.05", f"--runtime={runtime}"]
     done = subprocess.run(
-        [sys.executable, str(bench_script()), "--quick", "--min-seconds=0.05", str(model)],
+        [sys.executable, str(bench_script()), *options, str(model)],
         capture_output=True,
         text=True,
         check=True,
