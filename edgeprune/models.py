@@ -289,6 +289,21 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
         model.save(temporary)
 
 
+def remade(layer: Any) -> Any:
+    """Return a new layer or model with the same config, and initial weights or none yet.
+
+    Raises:
+      UnsupportedError: it cannot be made again from its config.
+    """
+    try:
+        return type(layer).from_config(layer.get_config())
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedError(
+            f"'{layer.name}' ({type(layer).__name__}) cannot be made again from its config "
+            f"({first_line(error)}); give it a get_config() and from_config() that agree"
+        ) from error
+
+
 def layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (path, layer) through nested models, wrappers and cells, a shared layer once."""
     seen: set[int] = set()

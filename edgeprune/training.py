@@ -7,7 +7,8 @@ import numpy as np
 
 from edgeprune.data import Dataset
 from edgeprune.errors import EdgepruneError, InputError
-from edgeprune.models import keras_of
+from edgeprune.modelfiles import first_line
+from edgeprune.models import keras_of, remade
 from edgeprune.recipe import TrainingSpec
 from edgeprune.scoring import Array, task_of
 
@@ -23,7 +24,7 @@ def predict(model: Any, x: Any) -> Array:
 
 def plain_copy(model: Any) -> Any:
     """Copy a model without its optimizer, whose state would make up most of a saved file."""
-    copy = type(model).from_config(model.get_config())
+    copy = remade(model)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -107,7 +108,7 @@ def fit(
     except (ValueError, TypeError) as error:  # what Keras raises where loss and targets differ
         raise InputError(
             f"the model cannot be trained on targets of shape {data.y.shape} with its loss "
-            f"{_name(model.loss)}: {' '.join(str(error).split())[:200]}; mend the targets, or "
+            f"{_name(model.loss)}: {first_line(error)}; mend the targets, or "
             "compile the model with a loss that fits them"
         ) from error
 

@@ -16,6 +16,7 @@ from edgeprune.cli.inspect import inspect
 from edgeprune.cli.interrupt import ends_on_signals
 from edgeprune.cli.quiet import quiet_native_logs
 from edgeprune.errors import EdgepruneError
+from edgeprune.modelfiles import first_line
 
 _INTERRUPTED = 128 + signal.SIGINT
 _DEBUG = "EDGEPRUNE_DEBUG"
@@ -56,9 +57,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(_DEBUG):
             raise
-        text = " ".join(str(error).split())
         click.echo(
-            f"Error: unexpected {type(error).__name__}: {text[:300]}; set {_DEBUG}=1 to see where, "
+            f"Error: unexpected {type(error).__name__}: {first_line(error)}; set {_DEBUG}=1 to see where, "
             "and please report it",
             err=True,
         )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeprune import models
-from edgeprune.errors import UnsupportedError
 from edgeprune.quantization.placement import calls, is_container
 
 keras: Any = models.import_keras()
@@ -51,14 +50,7 @@ def copied(layer: Any) -> Any:
             arguments=layer.arguments,
             **keras.layers.Layer.get_config(layer),
         )
-    try:
-        return type(layer).from_config(layer.get_config())
-    except (NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UnsupportedError(
-            f"layer '{layer.name}' ({type(layer).__name__}) cannot be made again from its config "
-            f"({reason}); give it a get_config() and from_config() that agree"
-        ) from error
+    return models.remade(layer)
 
 
 class _Rebuild:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprune import models
 from edgeprune.errors import InputError, UnsupportedError
-from edgeprune.models import import_tfmot
+from edgeprune.models import import_tfmot, remade
 from edgeprune.quantization import grid
 from edgeprune.quantization.names import skipped_layers
 
@@ -144,7 +144,7 @@ def _apply(model: Any, names: set[str]) -> Any:
     tfmot = import_tfmot()
     annotate = tfmot.quantization.keras.quantize_annotate_layer
     # A copy, since annotating calls the very same layers again and leaves traces in them.
-    copy = tf_keras.models.clone_model(model, clone_function=_made_again)
+    copy = tf_keras.models.clone_model(model, clone_function=remade)
     copy.set_weights(model.get_weights())
     annotated = tf_keras.models.clone_model(
         copy, clone_function=lambda layer: annotate(layer) if layer.name in names else layer
@@ -279,26 +279,15 @@ def _plain(layer: Any) -> Any:
 
     activation = getattr(layer, "activation", None)
     if activation is None or not type(activation).__module__.startswith(_QUANTIZERS):
-        return _made_again(layer)
+        return remade(layer)
     plain = getattr(activation, "activation", activation)
     if type(plain).__module__.startswith(_QUANTIZERS):  # NoOpActivation, between conv and norm
         plain = tf_keras.activations.linear
     layer.activation = plain
     try:
-        return _made_again(layer)
+        return remade(layer)
     finally:
         layer.activation = activation
-
-
-def _made_again(layer: Any) -> Any:
-    try:
-        return type(layer).from_config(layer.get_config())
-    except (NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UnsupportedError(
-            f"layer '{layer.name}' ({type(layer).__name__}) cannot be made again from its config "
-            f"({reason}); give it a get_config() and from_config() that agree"
-        ) from error
 
 
 def _copy_weights(old: Any, plain: Any) -> None:
