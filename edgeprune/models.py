@@ -299,7 +299,7 @@ def remade(layer: Any) -> Any:
         return type(layer).from_config(layer.get_config())
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UnsupportedError(
-            f"'{layer.name}' ({type(layer).__name__}) cannot be made again from its config "
+            f"layer '{layer.name}' ({type(layer).__name__}) cannot be made again from its config "
             f"({first_line(error)}); give it a get_config() and from_config() that agree"
         ) from error
 

@@ -57,10 +57,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(_DEBUG):
             raise
-        click.echo(
-            f"Error: unexpected {type(error).__name__}: {first_line(error)}; set {_DEBUG}=1 to see where, "
-            "and please report it",
-            err=True,
-        )
+        what = f"unexpected {type(error).__name__}: {first_line(error)}"
+        click.echo(f"Error: {what}; set {_DEBUG}=1 to see where, and please report it", err=True)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
