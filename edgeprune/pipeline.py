@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
 if TYPE_CHECKING:
     from edgeprune.devices.measurement import ModelBenchmark
     from edgeprune.sparsity.patterns import Pattern
+
+_log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 _BENCHMARK_FILE = "benchmark.json"
@@ -336,6 +339,8 @@ class _Run:
             io=spec.io if quantize == "int8" else "float",
             sparse=spec.sparse,
         )
+        for note in artifact.verification.notes if artifact.verification else ():
+            _log.warning("%s: %s", file, note)
         figure = score(self.data.y_val, run_tflite(artifact.path, self.data.x_val))
         return Row(
             name=name,

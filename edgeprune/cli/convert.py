@@ -122,21 +122,24 @@ def convert(
     Keras model; a file that computes something else is not kept.
     """
     from edgeprune.export.convert import convert as run
+    from edgeprune.report.progress import step_status
 
-    artifact = run(
-        model,
-        output,
-        quantize=quantize,
-        calibration=calibration,
-        sparse=sparse,
-        io=io,
-        batch=batch,
-        input_shape=input_shape,
-        allow_select_ops=allow_select_ops,
-        tolerance=tolerance,
-        verify=not no_verify,
-        unsafe=unsafe,
-    )
+    with step_status() as status:
+        artifact = run(
+            model,
+            output,
+            quantize=quantize,
+            calibration=calibration,
+            sparse=sparse,
+            io=io,
+            batch=batch,
+            input_shape=input_shape,
+            allow_select_ops=allow_select_ops,
+            tolerance=tolerance,
+            verify=not no_verify,
+            unsafe=unsafe,
+            progress=status,
+        )
     if as_json:
         click.echo(json.dumps(_document(artifact), indent=2))
     else:

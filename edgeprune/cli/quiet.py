@@ -47,17 +47,17 @@ def _hear_edgeprune_only() -> None:
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", module=r"edgeprune\.")
     logging.captureWarnings(True)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine())
+    handler = _OneLine()
     for name in ("edgeprune", "py.warnings"):
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).propagate = False
 
 
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if record.name == "py.warnings":
             # "path:line: Category: message", then the line of code that raised it
             text = text.splitlines()[0].split(": ", 2)[-1]
-        return f"Note: {text}"
+        # Looked up now: a progress bar puts itself in the place of sys.stderr while it is shown.
+        print(f"Note: {text}", file=sys.stderr)
