@@ -162,9 +162,15 @@ class _Run:
         }
 
     def open(self, restart: bool) -> None:
-        """Take up what an earlier, identical run finished; refuse to mix with another's files."""
+        """Take up what an earlier, identical run finished; refuse to touch another's files."""
         record = self.folder / RUN_FILE
         if not record.exists():
+            if taken := [name for name in self._files() if (self.folder / name).exists()]:
+                raise InputError(
+                    f"{self.folder} holds {taken[0]}, which no run of compress left there and "
+                    "this one would replace; choose another folder"
+                )
+            self._write_record()
             return
         try:
             earlier = json.loads(record.read_text(encoding="utf-8"))
@@ -174,8 +180,9 @@ class _Run:
             raise InputError(
                 f"{record} is not a record of edgeprune; choose another folder, or delete it"
             ) from error
-        if restart:
+        if restart or not stages:
             self._remove(rows)
+            self._write_record()
             return
         changed = [key for key, value in self.identity.items() if identity.get(key) != value]
         if changed:
@@ -189,9 +196,17 @@ class _Run:
     def _remove(self, rows: list[Row]) -> None:
         """Remove what an earlier run left, its record first: half a run is no run."""
         files = [RUN_FILE, _BENCHMARK_FILE]
-        files += [file for row in rows for file in (row.file, f"{row.file}.json")]
+        # Names alone: a record that was tampered with must not reach out of its folder.
+        names = [Path(row.file).name for row in rows]
+        files += [file for name in names for file in (name, f"{name}.json")]
         for file in files:
             (self.folder / file).unlink(missing_ok=True)
+
+    def _files(self) -> list[str]:
+        """Name the models that this run will write."""
+        quantize = self.recipe.export.quantize
+        files = ["baseline.keras", "baseline.tflite", f"baseline-{quantize}.tflite"]
+        return [*files, "sparse.keras", "quantized.keras", "model.tflite"]
 
     def finish(self) -> CompressionReport:
         steps: list[tuple[str, Callable[[], list[Row]]]] = [("baseline", self._baseline)]

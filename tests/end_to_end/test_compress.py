@@ -244,3 +244,28 @@ def test_a_learning_rate_replaces_a_compiled_schedule(task):
     assert float(copy.optimizer.learning_rate) == 0.125
     assert copy.optimizer.momentum == 0.75
     assert copy.loss is original.loss
+
+
+def test_files_of_the_users_are_not_replaced(task, tmp_path):
+    from edgeprune.pipeline import compress
+
+    mine = (task / "model.keras").read_bytes()
+    (tmp_path / "baseline.keras").write_bytes(mine)
+    for restart in (False, True):
+        with pytest.raises(InputError, match=r"holds baseline\.keras, which no run of compress"):
+            compress(task / "model.keras", task / "data.npz", "int8", tmp_path, restart=restart)
+    assert [path.name for path in tmp_path.iterdir()] == ["baseline.keras"]
+    assert (tmp_path / "baseline.keras").read_bytes() == mine
+
+
+def test_a_tampered_record_removes_nothing_outside(task, whole, tmp_path):
+    from edgeprune.pipeline import compress
+
+    (tmp_path / "precious.txt").write_text("kept")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = json.loads((whole.output / "run.json").read_text())
+    record["rows"][0]["file"] = "../precious.txt"
+    (folder / "run.json").write_text(json.dumps(record))
+    compress(task / "model.keras", task / "data.npz", "int8", folder, restart=True)
+    assert (tmp_path / "precious.txt").read_text() == "kept"
