@@ -122,9 +122,13 @@ class Block:
         sums = sum(
             (sums[:, col :: self.cols] for col in range(1, self.cols)), sums[:, :: self.cols]
         )
-        heights = np.minimum(self.rows, inputs - np.arange(high) * self.rows)
-        widths = np.minimum(self.cols, outputs - np.arange(wide) * self.cols)
-        means: Scores = sums / np.outer(heights, widths).astype(sums.dtype)
+        if matrix.shape == (inputs, outputs):
+            sums /= self.rows * self.cols
+        else:
+            heights = np.minimum(self.rows, inputs - np.arange(high) * self.rows)
+            widths = np.minimum(self.cols, outputs - np.arange(wide) * self.cols)
+            sums /= np.outer(heights, widths).astype(sums.dtype)
+        means: Scores = sums
         return means.reshape(-1)
 
     def spread(self, kept: Mask, shape: tuple[int, ...], output_axes: tuple[int, ...]) -> Mask:
