@@ -304,7 +304,7 @@ def remade(layer: Any) -> Any:
         ) from error
 
 
-def layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def layers(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield (path, layer) through nested models, wrappers and cells, a shared layer once."""
     seen: set[int] = set()
 
@@ -317,7 +317,7 @@ def layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield path, layer
                 yield from walk(layer, path + "/")
 
-    return walk(model, prefix)
+    return walk(model, "")
 
 
 def kernels(model: Any) -> list[Kernel]:

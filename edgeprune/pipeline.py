@@ -15,6 +15,7 @@ import numpy as np
 from edgeprune import __version__
 from edgeprune.data import Dataset, load_training_data
 from edgeprune.errors import InputError
+from edgeprune.export.artifact import record_path
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import fingerprint, kernels, load_model, save_model
 from edgeprune.recipe import Recipe
@@ -195,12 +196,11 @@ class _Run:
 
     def _remove(self, rows: list[Row]) -> None:
         """Remove what an earlier run left, its record first: half a run is no run."""
-        files = [RUN_FILE, _BENCHMARK_FILE]
         # Names alone: a record that was tampered with must not reach out of its folder.
-        names = [Path(row.file).name for row in rows]
-        files += [file for name in names for file in (name, f"{name}.json")]
-        for file in files:
-            (self.folder / file).unlink(missing_ok=True)
+        models = [self.folder / Path(row.file).name for row in rows]
+        own = [self.folder / RUN_FILE, self.folder / _BENCHMARK_FILE]
+        for path in [*own, *models, *map(record_path, models)]:
+            path.unlink(missing_ok=True)
 
     def _files(self) -> list[str]:
         """Name the models that this run will write."""

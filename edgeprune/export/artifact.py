@@ -70,8 +70,8 @@ class Artifact:
 
     @property
     def record_path(self) -> Path:
-        """The JSON that lies beside the file: ``model.tflite`` -> ``model.tflite.json``."""
-        return self.path.with_name(self.path.name + ".json")
+        """The JSON that lies beside the file and says how it was made."""
+        return record_path(self.path)
 
     def to_json(self) -> str:
         """Return everything but the content as one JSON document."""
@@ -91,3 +91,8 @@ class Artifact:
             lines.append(f"weights stored {encoding}")
         verified = "not verified, as asked" if self.verification is None else self.verification
         return "\n".join([*lines, str(verified)])
+
+
+def record_path(output: Path) -> Path:
+    """Name the record of a .tflite file: ``model.tflite`` -> ``model.tflite.json``."""
+    return output.with_name(f"{output.name}.json")

@@ -16,7 +16,7 @@ from edgeprune import __version__, models
 from edgeprune.data import check_source, load_calibration
 from edgeprune.errors import EdgepruneError, InputError, VerificationError
 from edgeprune.export import tflite
-from edgeprune.export.artifact import Artifact, Verification
+from edgeprune.export.artifact import Artifact, Verification, record_path
 from edgeprune.export.converter import to_tflite
 from edgeprune.export.encode import Sparse, encode_sparse
 from edgeprune.export.float32 import in_float32
@@ -143,7 +143,7 @@ def convert(
     )
     tell("write")
     # Only now, so that a process which is killed in the middle leaves nothing beside the output.
-    with atomic_paths(output, _record_path(output)) as (temporary, temporary_record):
+    with atomic_paths(output, record_path(output)) as (temporary, temporary_record):
         temporary.write_bytes(content)
         temporary_record.write_text(artifact.to_json(), encoding="utf-8")
     return artifact
@@ -182,7 +182,7 @@ def _check_arguments(
         )
     check_source(calibration)
     check_target(output)
-    check_target(_record_path(output))
+    check_target(record_path(output))
 
 
 def _program(
@@ -257,7 +257,3 @@ def _versions() -> dict[str, str]:
     for package in ("tensorflow", "keras", "tf_keras", "ai-edge-litert", "numpy"):
         versions[package] = importlib.metadata.version(package)
     return versions
-
-
-def _record_path(output: Path) -> Path:
-    return output.with_name(output.name + ".json")
