@@ -1,0 +1,248 @@
+"""Find the groups of a Functional or Sequential model by following its channels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune import models
+from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.rebuild import calls, is_container
+from edgeprune.structure.call import Call, Record
+from edgeprune.structure.channels import Axes, Ids, connected
+from edgeprune.structure.group import PruningGroup, Read, Slice
+from edgeprune.structure.registry import rule_for
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Channels that stay: the layer that makes them, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """A model, what its layers said of their channels, and the groups that follow.
+
+    Attributes:
+      model: the Keras 3 model.
+      record: axes of weights, entries of configs and constants that shrink.
+      groups: all groups, in the order of their first layers; some are frozen in whole or part.
+    """
+
+    model: Any
+    record: Record
+    groups: tuple[PruningGroup, ...]
+    roots: Ids
+    """For each channel the one that stands for it; `removed` marks these."""
+    members: tuple[Ids, ...]
+    """For each group the channels that stand for its own."""
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """Which layers keep channels that could have left, and why."""
+        return tuple(
+            Refusal(group.name, "; ".join(group.reasons)) for group in self.groups if group.reasons
+        )
+
+    def kept(self, removed: dict[int, npt.NDArray[np.integer[Any]]]) -> Bools:
+        """Turn {position of a group: its channels that leave} into a mask over all channels."""
+        stays = np.ones(len(self.roots), bool)
+        for index, leaving in removed.items():
+            stays[self.members[index][leaving]] = False
+        kept: Bools = stays[self.roots]
+        return kept
+
+
+def channel_graph(model: Any) -> ChannelGraph:
+    """Follow the channels of a model from the layers that make them to those that read them.
+
+    Args:
+      model: a built Keras 3 Functional or Sequential model, nested models included.
+
+    Raises:
+      UnsupportedError: a subclassed or tf_keras model.
+      InputError: it has no weights yet.
+    """
+    check_model(model)
+    record = Record()
+    ends = _Trace(record).container(model, [_fixed(tensor) for tensor in model.inputs], "")
+    for tensor, axes in zip(model.outputs, ends, strict=True):
+        for ids in axes:
+            if ids is not None:
+                name = tensor._keras_history.operation.name
+                record.channels.freeze(ids, f"'{name}' is an output of the model")
+    return _grouped(model, record)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what has no graph of layers to follow."""
+    if models.flavour(model) == "tf_keras":
+        raise UnsupportedError(
+            f"model '{model.name}' is a tf_keras model; structured pruning supports Keras 3: build "
+            "it with keras instead of tf_keras, load its weights, and prune that"
+        )
+    if not is_container(model):
+        raise UnsupportedError(
+            f"model '{model.name}' is a subclassed model ({type(model).__name__}), whose graph "
+            "cannot be read; supported: Functional and Sequential models. If its call is made of "
+            "Keras layers, wrap it: inputs = keras.Input(shape); "
+            "keras.Model(inputs, model.call(inputs))"
+        )
+    if not model.built or not model.inputs:
+        raise InputError(
+            f"model '{model.name}' has no weights yet; build it first, for example by calling it "
+            "on one batch"
+        )
+
+
+def _fixed(tensor: Any) -> Axes:
+    return (None,) * len(tensor.shape)
+
+
+class _Trace:
+    """One pass over a model's calls, nested models where they are called."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._given: dict[int, Sequence[Axes]] = {}
+
+    def container(self, container: Any, inputs: Sequence[Axes], path: str) -> list[Axes]:
+        graph = container if hasattr(container, "_nodes_by_depth") else container._functional
+        known = {id(tensor): axes for tensor, axes in zip(graph.inputs, inputs, strict=True)}
+        for node, _ in calls(graph):
+            read = [known[id(tensor)] for tensor in node.input_tensors]
+            made = self._call(node, read, path + node.operation.name)
+            known |= {id(tensor): axes for tensor, axes in zip(node.outputs, made, strict=True)}
+        return [known[id(tensor)] for tensor in graph.outputs]
+
+    def _call(self, node: Any, inputs: list[Axes], name: str) -> Sequence[Axes]:
+        operation = node.operation
+        call = Call(
+            self._record,
+            operation,
+            name,
+            inputs,
+            [tuple(tensor.shape) for tensor in node.input_tensors],
+            [tuple(tensor.shape) for tensor in node.outputs],
+            node.arguments._flat_arguments,
+            node,
+        )
+        if is_container(operation):
+            # It is made anew once, for inputs of one size.
+            first = self._given.setdefault(id(operation), inputs)
+            for before, now in zip(first, inputs, strict=True):
+                for one, other in zip(before, now, strict=True):
+                    call.tie(one, other)
+            return self.container(operation, inputs, name + "/")
+        rule = rule_for(operation)
+        if rule is None:
+            return call.freeze_all(
+                "has no rule, so these channels are kept; register_pruning_rule adds one"
+            )
+        return rule(call)
+
+
+def _grouped(model: Any, record: Record) -> ChannelGraph:
+    """Sort the channels into groups: producing axes that share a channel belong together."""
+    channels = record.channels
+    everything = np.arange(channels.count)
+    roots = channels.roots(everything)
+    owner = np.repeat(
+        np.arange(len(channels.made)), [stop - start for start, stop, _, _ in channels.made]
+    )
+    part = connected(len(channels.made), owner, owner[roots])
+    group_of = part[owner] if len(owner) else owner
+    # `order` numbers each group's own channels from 0.
+    standing = np.flatnonzero(roots == everything)
+    order = np.zeros(channels.count, np.int64)
+    members: dict[int, Ids] = {}
+    by_group = standing[np.argsort(group_of[standing], kind="stable")]
+    starts = np.flatnonzero(np.diff(group_of[by_group], prepend=-1))
+    for block in np.split(by_group, starts[1:]) if len(by_group) else ():
+        members[int(group_of[block[0]])] = block
+        order[block] = np.arange(len(block))
+    builders = {key: _Builder(len(own)) for key, own in members.items()}
+    for axis, (start, stop, layer, kind) in enumerate(channels.made):
+        builders[int(part[axis])].axis(order[roots[start:stop]], layer, kind)
+    for weight in record.parts.values():
+        for axis, (ids, role) in weight.axes.items():
+            if ids is None:
+                continue
+            for key, positions, own in _split(roots[ids], group_of, order):
+                builders[key].slices.append(
+                    Slice(weight.layer, weight.variable, axis, role, positions, own)
+                )
+    for operation, tensor, axis, ids in record.reads:
+        for key, positions, own in _split(roots[ids], group_of, order):
+            builders[key].reads.append(Read(operation, tensor, axis, positions, own))
+    for ids, reason in channels.frozen:
+        for key, _, own in _split(roots[ids], group_of, order):
+            builders[key].freeze(own, reason)
+    chosen = sorted(key for key, builder in builders.items() if builder.kind != "fixed")
+    return ChannelGraph(
+        model,
+        record,
+        tuple(builders[key].build() for key in chosen),
+        roots,
+        tuple(members[key] for key in chosen),
+    )
+
+
+def _split(
+    standing: Ids, group_of: Ids, order: Ids
+) -> list[tuple[int, npt.NDArray[np.int64], Ids]]:
+    """Return (group, positions, the group's channels there) of each group along one axis."""
+    owners = group_of[standing]
+    if not len(owners) or (owners == owners[0]).all():
+        return [(int(owners[0]), np.arange(len(owners)), order[standing])] if len(owners) else []
+    sorted_positions = np.argsort(owners, kind="stable")
+    starts = np.flatnonzero(np.diff(owners[sorted_positions]))
+    return [
+        (int(owners[positions[0]]), positions, order[standing[positions]])
+        for positions in np.split(sorted_positions, starts + 1)
+    ]
+
+
+class _Builder:
+    """A group while its slices are collected."""
+
+    def __init__(self, size: int) -> None:
+        self.kind = "fixed"
+        self.slices: list[Slice] = []
+        self.reads: list[Read] = []
+        self._size = size
+        self._layers: list[str] = []
+        self._widths: list[Ids] = []
+        self._frozen = np.zeros(size, bool)
+        self._reasons: dict[str, None] = {}  # an ordered set
+
+    def axis(self, own: Ids, layer: str, kind: str) -> None:
+        if kind == "fixed":
+            return
+        self.kind = kind
+        self._layers.append(layer)
+        self._widths.append(np.bincount(own, minlength=self._size))
+
+    def freeze(self, own: Ids, reason: str) -> None:
+        self._frozen[own] = True
+        self._reasons[reason] = None
+
+    def build(self) -> PruningGroup:
+        return PruningGroup(
+            name=self._layers[0],
+            kind=self.kind,
+            size=self._size,
+            slices=tuple(self.slices),
+            reads=tuple(self.reads),
+            widths=np.stack(self._widths),
+            layers=tuple(self._layers),
+            frozen=self._frozen,
+            reasons=tuple(self._reasons),
+        )

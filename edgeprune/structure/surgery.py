@@ -1,0 +1,76 @@
+"""Rebuild a model without the channels that leave: smaller configs, sliced weights."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.rebuild import copied, rebuild
+from edgeprune.structure.call import Part
+from edgeprune.structure.graph import Bools, ChannelGraph
+
+
+def shrink(graph: ChannelGraph, removed: dict[int, npt.NDArray[np.integer[Any]]]) -> Any:
+    """Return a smaller plain model: the graph's, without these channels.
+
+    Args:
+      graph: of the model; neither it nor the model is changed.
+      removed: position of a group in `graph.groups` -> its channels that leave.
+
+    Returns:
+      A new model, not compiled, with the same layers, names, dtype policies and trainable flags.
+    """
+    kept = graph.kept(removed)
+    record = graph.record
+    sizes: dict[int, list[Any]] = {}
+    for size in record.sizes.values():
+        sizes.setdefault(id(size.operation), []).append(size)
+    pairs: list[tuple[Any, Any]] = []
+
+    def replace(old: Any) -> Any:
+        new = copied(old)
+        if own := sizes.get(id(old)):
+            config = new.get_config()
+            for size in own:
+                _set(config, size.path, size.each * int(np.count_nonzero(kept[size.ids])))
+            new = type(old).from_config(config)
+        pairs.append((old, new))
+        return new
+
+    def constants(node: Any, position: int, value: Any) -> Any:
+        axes = record.constants.get((id(node), position))
+        if axes is None:
+            return value
+        array = np.asarray(value)
+        for axis, ids in axes.items():
+            array = np.compress(kept[ids], array, axis)
+        return array
+
+    smaller = rebuild(graph.model, replace, constants=constants)
+    for old, new in pairs:
+        for source, target in zip(
+            getattr(old, "weights", ()), getattr(new, "weights", ()), strict=True
+        ):
+            part = record.parts.get(id(source))
+            target.assign(source if part is None else _sliced(part, kept))
+    return smaller
+
+
+def _sliced(part: Part, kept: Bools) -> npt.NDArray[Any]:
+    array = np.asarray(part.variable)
+    for axis, (ids, _) in part.axes.items():
+        if ids is not None and not kept[ids].all():
+            array = np.compress(kept[ids], array, axis)
+    return array
+
+
+def _set(config: Any, path: tuple[str | int, ...], value: int) -> None:
+    """Put a number into a nested config, whose lists may be tuples."""
+    *outer, last = path
+    for key in outer:
+        inner = config[key]
+        if isinstance(inner, tuple):
+            inner = list(inner)
+            config[key] = inner
+        config = inner
+    config[last] = value
