@@ -22,10 +22,10 @@ from edgeprune.export.encode import Sparse, encode_sparse
 from edgeprune.export.float32 import in_float32
 from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
-from edgeprune.export.subclassed import with_inputs
 from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
 from edgeprune.export.verify import verify as compare
 from edgeprune.files import atomic_paths, check_target, sha256
+from edgeprune.subclassed import with_inputs
 
 Array = npt.NDArray[Any]
 

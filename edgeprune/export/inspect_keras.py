@@ -8,10 +8,10 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.inspection import Inspection, Layer, Micro
-from edgeprune.export.keras_macs import keras_macs
-from edgeprune.export.macs import Macs
 from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes
 from edgeprune.export.sparse_inference import SparseInference
+from edgeprune.keras_macs import keras_macs
+from edgeprune.macs import Macs
 from edgeprune.models import Kernel, keras_of, kernels, layers, load_model
 
 _ONCE_CONVERTED = "judged in the .tflite file: convert the model, then inspect that"

@@ -7,10 +7,10 @@ transposed convolution multiplies each input position with its whole kernel, cro
 """
 
 import math
-from dataclasses import dataclass, field
 
 from edgeprune.errors import InputError
 from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, TfliteModel
+from edgeprune.macs import Macs, UnknownShapeError
 
 # Deeper than any converter nests loops and branches; a file may claim more.
 _MAX_NESTING = 32
@@ -20,27 +20,6 @@ _MAX_VIEWS = 3
 _MAX_LOOP_VARIABLES = 1000
 _RECURRENT = tuple(name for name in KERNEL_INPUTS if name.endswith(("LSTM", "RNN")))
 _BRANCHES = ("then_subgraph_index", "else_subgraph_index")
-
-
-@dataclass(frozen=True)
-class Macs:
-    """Multiply-accumulates of one inference at batch 1.
-
-    Attributes:
-      total: None where it cannot be known; `reason` says why.
-      by_layer: of each operator (its position in the main graph) or layer (its path).
-      reason: why there is no total.
-      notes: what the total rests on, such as a loop counted once.
-    """
-
-    total: int | None
-    by_layer: dict[int | str, int] = field(default_factory=dict)
-    reason: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-class UnknownShapeError(Exception):
-    """The count depends on a dimension that the model leaves open."""
 
 
 def tflite_macs(model: TfliteModel) -> Macs:

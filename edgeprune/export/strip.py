@@ -35,8 +35,7 @@ def strip(model: Any) -> Any:
 
 def _strip_keras(model: Any) -> Any:
     from edgeprune.quantization.layers import ActivationRange, GridLayer
-    from edgeprune.quantization.placement import is_container
-    from edgeprune.quantization.rebuild import copied, copy_weights, rebuild
+    from edgeprune.rebuild import copied, copy_weights, is_container, rebuild
 
     if not any(isinstance(layer, ActivationRange | GridLayer) for _, layer in models.layers(model)):
         return model
@@ -58,7 +57,7 @@ def _strip_keras(model: Any) -> Any:
             wrappers.append((layer, plain))
         return plain
 
-    plain = rebuild(model, replace, lambda *_: None)
+    plain = rebuild(model, replace)
     copy_weights(pairs)
     for wrapper, layer in wrappers:
         pairs_of_weights = zip(wrapper.layer.weights, layer.weights, strict=True)

@@ -5,11 +5,11 @@ A convolution, the batch normalization after it and the ReLU after that are one 
 reshaping hand on the numbers that they were given. Everything else makes a new int8 tensor.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprune.quantization.layers import FIXED_ACTIVATIONS, FUSED_ACTIVATIONS, activation_name
+from edgeprune.rebuild import calls, is_container
 
 # Layers whose kernels go on the grid. A batch normalization after one of them folds into it.
 GRID_LAYERS = frozenset(
@@ -197,28 +197,3 @@ def _call(
     made = Value(layer, call, container)
     values.append(made)
     return [made] * outputs
-
-
-def calls(container: Any) -> Iterator[tuple[Any, int]]:
-    """Yield a Functional model's calls, each after those that it reads from.
-
-    Yields:
-      The node (its `operation` is the layer), and which call of that layer it is.
-    """
-    # Private, but the one record of the calls in an order in which they can be repeated.
-    by_depth = container._nodes_by_depth
-    for depth in sorted(by_depth, reverse=True):
-        numbered = [
-            (node, node.operation._inbound_nodes.index(node))
-            for node in by_depth[depth]
-            if not node.is_input
-        ]
-        yield from sorted(numbered, key=lambda pair: pair[1])
-
-
-def is_container(layer: Any) -> bool:
-    """Tell whether a layer is a model whose graph of layers is known."""
-    from keras import Sequential
-    from keras.src.models.functional import Functional
-
-    return isinstance(layer, Sequential | Functional)

@@ -60,7 +60,8 @@ def float_layers(model: Any) -> tuple[str, ...]:
 
         return tfmot.float_layers(model)
     from edgeprune.quantization.layers import ActivationRange, GridLayer
-    from edgeprune.quantization.placement import is_container, kind
+    from edgeprune.quantization.placement import kind
+    from edgeprune.rebuild import is_container
 
     def walk(container: Any) -> list[str]:
         found = []
@@ -78,7 +79,7 @@ def float_layers(model: Any) -> tuple[str, ...]:
 
 def _check(model: Any) -> None:
     from edgeprune.quantization.layers import ActivationRange, GridLayer
-    from edgeprune.quantization.placement import is_container
+    from edgeprune.rebuild import is_container
 
     if not model.built:
         raise InputError(
@@ -100,8 +101,8 @@ def _check(model: Any) -> None:
 
 def _quantize_aware(model: Any, skipped: frozenset[int]) -> Any:
     from edgeprune.quantization.layers import ActivationRange, GridLayer, on_grid
-    from edgeprune.quantization.placement import is_container, kind, place
-    from edgeprune.quantization.rebuild import copied, copy_weights, rebuild
+    from edgeprune.quantization.placement import kind, place
+    from edgeprune.rebuild import copied, copy_weights, is_container, rebuild
 
     keras = models.import_keras()
     placement = place(model, skipped)
@@ -138,7 +139,7 @@ def _quantize_aware(model: Any, skipped: frozenset[int]) -> Any:
             name=unique(tensor._keras_history.operation.name), dtype=tensor.dtype
         )
 
-    aware = rebuild(model, replace, after, first)
+    aware = rebuild(model, replace, after=after, first=first)
     if not any(isinstance(layer, GridLayer) for _, layer in models.layers(aware)):
         raise UnsupportedError(
             f"model '{model.name}' has no layer that can be trained on the int8 grid; supported: "

@@ -9,9 +9,9 @@ import tf_keras
 
 from edgeprune.errors import InputError
 from edgeprune.export.graph import Operator, Subgraph, Tensor, TfliteModel
-from edgeprune.export.keras_macs import keras_macs
 from edgeprune.export.macs import tflite_macs
 from edgeprune.export.tflite import read
+from edgeprune.keras_macs import keras_macs
 
 BOTH = pytest.mark.parametrize("flavour", [keras, tf_keras], ids=["keras", "tf_keras"])
 
