@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
         ("training_overhead.py", ["--model", "mlp", "--seconds", "1"]),
         ("mask_update.py", ["--rounds", "1"]),
         ("convert_overhead.py", ["--rounds", "1"]),
+        ("structure_scaling.py", ["--layers", "80", "--model", "MobileNetV3Small"]),
     ],
 )
 def test_script_prints_one_json_document(script, options):
@@ -27,5 +28,10 @@ def test_script_prints_one_json_document(script, options):
 
 
 def test_every_script_is_tried_here():
-    tried = {"training_overhead.py", "mask_update.py", "convert_overhead.py"}
+    tried = {
+        "training_overhead.py",
+        "mask_update.py",
+        "convert_overhead.py",
+        "structure_scaling.py",
+    }
     assert {path.name for path in BENCH.glob("*.py")} == tried
