@@ -1,4 +1,4 @@
-"""Random Functional graphs: each is read off a list of whole numbers, so that hypothesis shrinks it.
+"""Random Functional graphs, each read off a list of whole numbers, so that hypothesis shrinks it.
 
 A step takes one of the tensors made so far and adds to it what networks are made of: convolutions
 of every kind, residual and dense connections, squeeze-and-excite, attention, recurrent layers,

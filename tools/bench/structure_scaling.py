@@ -105,15 +105,14 @@ def main() -> None:
         machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         print(json.dumps({"rows": rows, **machine}, indent=2))
         return
-    print(
-        f"{'model':16}{'layers':>8}{'Keras builds':>14}{'discovery':>12}{'us/layer':>10}{'ratio':>8}"
-    )
+    heads = ("Keras builds", "discovery", "us/layer", "ratio")
+    print(f"{'model':16}{'layers':>8}" + "".join(f"{head:>14}" for head in heads))
     for row in rows:
         ratio = row["ratio_to_shortest"]
         print(
             f"{row['model']:16}{row['layers']:8}{row['keras_build_s']:12.2f} s"
-            f"{row['discovery_s']:10.3f} s{row['discovery_us_per_layer']:10.1f}"
-            + (f"{ratio:8.2f}" if ratio else f"{'-':>8}")
+            f"{row['discovery_s']:12.3f} s{row['discovery_us_per_layer']:14.1f}"
+            + (f"{ratio:14.2f}" if ratio else f"{'-':>14}")
         )
 
 
