@@ -1,7 +1,8 @@
 """What a rule sees of one call of a layer, and what it can say about it."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,10 @@ class Size:
     each: int = 1
 
 
+class Tensor(int):
+    """Stands for a tensor among a call's arguments: its index among the inputs."""
+
+
 class Call:
     """One call of one layer (or `keras.ops` operation), as its rule sees it.
 
@@ -81,6 +86,7 @@ class Call:
         self._node = node
         self._owner = layer
         self._prefix: tuple[str | int, ...] = ()
+        self._place: Callable[[int, int], tuple[int, int]] = lambda given, axis: (given, axis)
 
     def inside(
         self,
@@ -89,12 +95,46 @@ class Call:
         inputs: Sequence[Axes],
         input_shapes: Sequence[tuple[int | None, ...]],
         output_shapes: Sequence[tuple[int | None, ...]],
+        place: Callable[[int, int], tuple[int, int]] | None = None,
     ) -> "Call":
-        """Return the call of a layer that this one holds; `config` is where its config lies."""
+        """Return the call of a layer that this one holds.
+
+        Args:
+          layer: the inner layer.
+          config: where its config lies in this one's.
+          inputs: axes of its inputs.
+          input_shapes: their shapes.
+          output_shapes: of its results.
+          place: (input, axis) of the inner layer -> where that is among this one's inputs; None
+            if it is given the same inputs.
+        """
         call = Call(self._record, layer, self.name, inputs, input_shapes, output_shapes)
         call._owner = self._owner
         call._prefix = (*self._prefix, *config)
+        if place is not None:
+            call._place = lambda given, axis: self._place(*place(given, axis))
         return call
+
+    def named(self) -> dict[str, Any]:
+        """Return what the layer was called with, by the names of its arguments.
+
+        Returns:
+          Name -> the value given; in place of each tensor, nested or not, a `Tensor`.
+        """
+        if self._node is None:
+            args, kwargs = [Tensor(index) for index in range(len(self.inputs))], {}
+        else:
+            from keras import KerasTensor, tree
+
+            given = [list(self._node.arguments.args), dict(self._node.arguments.kwargs)]
+            indices = iter(range(len(self.inputs)))
+            flat = [
+                Tensor(next(indices)) if isinstance(value, KerasTensor) else value
+                for value in tree.flatten(given)
+            ]
+            args, kwargs = tree.pack_sequence_as(given, flat)
+        bound = inspect.signature(self.layer.call).bind(*args, **kwargs)
+        return dict(bound.arguments)
 
     def new(self, size: int, kind: str = "channels") -> Ids:
         """Number `size` channels that this layer makes."""
@@ -142,7 +182,7 @@ class Call:
         ids = self.inputs[input][axis]
         if ids is not None:
             positive = axis % len(self.inputs[input])
-            self._record.reads.append((self._owner, input, positive, ids))
+            self._record.reads.append((self._owner, *self._place(input, positive), ids))
 
     def _part(self, variable: Any, axis: int, ids: Ids | None, role: Role) -> None:
         if variable is None:
