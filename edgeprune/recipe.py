@@ -9,6 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from edgeprune.errors import InputError
 
 Quantize = Literal["none", "float16", "dynamic", "int8", "int16x8"]
+Way = Literal["fine-tune", "during", "scratch-e", "scratch-b"]
+"""How a structurally pruned model gets its weights; see `StructureSpec`."""
+Criterion = Literal[
+    "l1", "l2", "bn_scale", "taylor", "taylor_activation", "fpgm", "activation", "random"
+]
+BUDGETS = ("pruning_ratio", "target_macs", "target_parameters")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,83 @@ class TrainingSpec:
     batch_size: int = 64
     learning_rate: float | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class StructureSpec:
+    """Channels leave, and the model is trained again. Exactly one of the three budgets is given.
+
+    The way is one of:
+
+    - ``fine-tune``: the trained model is pruned, and trained for `epochs` more (Han et al. 2015,
+      arXiv:1506.02626).
+    - ``during``: new initial weights; pruned while they are trained, for `dense_epochs` in all.
+    - ``scratch-e``: the pruned architecture with new initial weights, trained for `dense_epochs`.
+    - ``scratch-b``: the same for as many epochs as cost what training the unpruned model does:
+      `dense_epochs` x MACs before / MACs after (both: Liu et al. 2019, arXiv:1810.05270).
+
+    Attributes:
+      pruning_ratio: fraction of each group's channels that leave, in [0, 1).
+      target_macs: fraction of the multiply-accumulates that stays, in (0, 1].
+      target_parameters: fraction of the parameters that stays, in (0, 1].
+      criterion: what scores channels.
+      ranking: ``group`` (the same fraction of each) or ``global``.
+      round_to: the channels that stay are a multiple of this.
+      min_channels: that stay in each group.
+      max_ratio: largest fraction of one group that may leave.
+      skip: names, name patterns or types of layers whose channels stay.
+      way: as above.
+      rounds: in how many steps channels leave, with training between, by the ways ``fine-tune``
+        and ``during``.
+      epochs: of fine-tuning, in all rounds together.
+      dense_epochs: that training the unpruned model takes.
+      learning_rate: of fine-tuning; None takes the one of `TrainingSpec`.
+      decay: ``cosine`` lets the rate fall to zero over each training of this stage, ``none`` keeps
+        it. A compiled schedule, unless a rate is given in its place, is taken to span
+        `dense_epochs`, and is stretched or shrunk to the epochs of each training.
+    """
+
+    pruning_ratio: float | None = None
+    target_macs: float | None = None
+    target_parameters: float | None = None
+    criterion: Criterion = "l2"
+    ranking: Literal["group", "global"] = "group"
+    round_to: int = 8
+    min_channels: int = 1
+    max_ratio: float = 0.9
+    skip: tuple[str, ...] = ()
+    way: Way = "fine-tune"
+    rounds: int = 1
+    epochs: int = 10
+    dense_epochs: int = 30
+    learning_rate: float | None = None
+    decay: Literal["none", "cosine"] = "none"
+
+    def check(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+          InputError: not exactly one budget, or fewer epochs than rounds need.
+        """
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise InputError(
+                f"recipe: structure needs exactly one of {', '.join(BUDGETS)}; got {found}"
+            )
+        if self.way.startswith("scratch") and self.rounds > 1:
+            raise InputError(
+                f"recipe: structure.rounds is {self.rounds}, but way '{self.way}' prunes at once; "
+                "leave rounds out"
+            )
+        key, needed = (
+            ("dense_epochs", self.rounds + 1) if self.way == "during" else ("epochs", self.rounds)
+        )
+        if getattr(self, key) < needed:
+            raise InputError(
+                f"recipe: structure.{key} is {getattr(self, key)}, but {self.rounds} rounds by "
+                f"way '{self.way}' need at least {needed}, one between any two"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,14 +169,18 @@ class Recipe:
     """What `compress` does: a stage that is None is left out."""
 
     training: TrainingSpec = TrainingSpec()
+    structure: StructureSpec | None = None
     sparsity: SparsitySpec | None = None
     quantization: QuantizationSpec | None = None
     export: ExportSpec = ExportSpec()
 
     def __post_init__(self) -> None:
-        for spec in (self.training, self.sparsity, self.quantization, self.export):
+        for section in dataclasses.fields(self):
+            spec = getattr(self, section.name)
             if spec is not None:
                 _check_ranges(spec)
+        if self.structure is not None:
+            self.structure.check()
         if self.quantization is not None and self.export.quantize not in ("int8", "int16x8"):
             raise InputError(
                 f"recipe: [quantization] trains on the int8 grid, but [export] quantize is "
@@ -157,13 +244,34 @@ def _check_ranges(spec: Any) -> None:
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         where = f"recipe: {section}.{field.name}"
-        if field.name.endswith("_sparsity") and not 0 <= value < 1:
-            hint = f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
-            raise InputError(f"{where} is a fraction in [0, 1), got {value:g}{hint}")
-        if field.name in ("epochs", "batch_size", "calibration_samples") and value < 1:
+        if value is None:
+            continue
+        leaving = field.name.endswith(("_sparsity", "_ratio"))
+        if leaving and not 0 <= value < 1:
+            raise InputError(f"{where} is a fraction in [0, 1), got {value:g}{_hint(value)}")
+        if field.name.startswith("target_") and not 0 < value <= 1:
+            raise InputError(
+                f"{where} is the fraction that stays, in (0, 1], got {value:g}{_hint(value)}"
+            )
+        if field.name in _COUNTS and value < 1:
             raise InputError(f"{where} must be at least 1, got {value}")
-        if field.name == "learning_rate" and value is not None and not value > 0:
+        if field.name == "learning_rate" and not value > 0:
             raise InputError(f"{where} must be above 0, got {value:g}")
+
+
+_COUNTS = (
+    "epochs",
+    "dense_epochs",
+    "rounds",
+    "round_to",
+    "min_channels",
+    "batch_size",
+    "calibration_samples",
+)
+
+
+def _hint(value: float) -> str:
+    return f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
 
 
 def _build(kind: type[Any], values: Any, where: str) -> Any:
@@ -215,6 +323,18 @@ PRESETS: dict[str, Recipe] = {
     "prune": Recipe(sparsity=SparsitySpec()),
     "int8": Recipe(export=ExportSpec(quantize="int8")),
     "pqat-int8": Recipe(
+        sparsity=SparsitySpec(),
+        quantization=QuantizationSpec(),
+        export=ExportSpec(quantize="int8"),
+    ),
+    "structured": Recipe(structure=StructureSpec(target_macs=0.5)),
+    "structured-int8": Recipe(
+        structure=StructureSpec(target_macs=0.5),
+        quantization=QuantizationSpec(),
+        export=ExportSpec(quantize="int8"),
+    ),
+    "structured-pqat-int8": Recipe(
+        structure=StructureSpec(target_macs=0.5),
         sparsity=SparsitySpec(),
         quantization=QuantizationSpec(),
         export=ExportSpec(quantize="int8"),

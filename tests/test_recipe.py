@@ -11,12 +11,30 @@ from edgeprune.recipe import (
     QuantizationSpec,
     Recipe,
     SparsitySpec,
+    StructureSpec,
     TrainingSpec,
 )
 
 FRACTION = st.floats(0, 0.999)
 NAMES = st.lists(
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8), max_size=3
+)
+STRUCTURES = st.sampled_from(["pruning_ratio", "target_macs", "target_parameters"]).flatmap(
+    lambda budget: st.builds(
+        StructureSpec,
+        **{budget: st.floats(0.001, 0.999)},
+        criterion=st.sampled_from(["l1", "taylor", "random"]),
+        ranking=st.sampled_from(["group", "global"]),
+        round_to=st.integers(1, 16),
+        max_ratio=FRACTION,
+        skip=NAMES.map(tuple),
+        way=st.sampled_from(["fine-tune", "during"]),
+        rounds=st.integers(1, 9),
+        epochs=st.integers(9, 99),
+        dense_epochs=st.integers(10, 99),
+        learning_rate=st.none() | st.floats(1e-9, 1.0),
+        decay=st.sampled_from(["none", "cosine"]),
+    )
 )
 RECIPES = st.builds(
     Recipe,
@@ -26,6 +44,7 @@ RECIPES = st.builds(
         learning_rate=st.none() | st.floats(1e-9, 1.0),
         seed=st.integers(0, 2**31),
     ),
+    structure=st.none() | STRUCTURES,
     sparsity=st.none()
     | st.builds(
         SparsitySpec,
@@ -58,6 +77,12 @@ def test_presets_say_what_their_names_say():
     assert PRESETS["pqat-int8"].sparsity is not None
     assert PRESETS["pqat-int8"].quantization is not None
     assert PRESETS["pqat-int8"].export.quantize == "int8"
+    assert PRESETS["structured"] == Recipe(structure=StructureSpec(target_macs=0.5))
+    for name, sparse in (("structured-int8", False), ("structured-pqat-int8", True)):
+        assert PRESETS[name].structure == PRESETS["structured"].structure
+        assert (PRESETS[name].sparsity is not None) == sparse
+        assert PRESETS[name].quantization is not None
+        assert PRESETS[name].export.quantize == "int8"
 
 
 def test_unknown_preset_names_the_presets():
@@ -81,10 +106,39 @@ def test_unknown_preset_names_the_presets():
         ("[sparsity]\nskip = 'conv'", "skip must be a list of strings"),
         ("[sparsity]\nranking = 'all'", "ranking must be one of layer, global; got 'all'"),
         ("[sparsity]\nfinal = 0.5", "unknown key 'final'; the keys here are final_sparsity"),
+        ("[structure]\npruning_ratio = 50", r"ratio is a fraction in .*got 50; did you mean 0.5"),
+        ("[structure]\npruning_ratio = 1.0", "pruning_ratio is a fraction in .*got 1$"),
+        ("[structure]\npruning_ratio = -0.5", "pruning_ratio is a fraction in .*got -0.5$"),
+        ("[structure]\ntarget_macs = nan", r"fraction that stays, in \(0, 1\], got nan$"),
+        ("[structure]\ntarget_macs = 0", r"fraction that stays, in \(0, 1\], got 0$"),
+        ("[structure]\ntarget_parameters = 40", "stays, .*got 40; did you mean 0.4"),
+        ("[structure]\nepochs = 3", "exactly one of pruning_ratio, .*; got none"),
+        (
+            "[structure]\ntarget_macs = 0.5\npruning_ratio = 0.5",
+            "exactly one of .*; got pruning_ratio and target_macs",
+        ),
+        ("[structure]\ncriterion = 'l3'", "criterion must be one of l1, l2, .*; got 'l3'"),
+        (
+            "[structure]\ntarget_macs = 0.5\nway = 'scratch'",
+            "way must be one of fine-tune, during, scratch-e, scratch-b",
+        ),
+        (
+            "[structure]\ntarget_macs = 0.5\nway = 'scratch-b'\nrounds = 2",
+            "rounds is 2, but way 'scratch-b' prunes at once",
+        ),
+        (
+            "[structure]\ntarget_macs = 0.5\nrounds = 4\nepochs = 3",
+            "structure.epochs is 3, but 4 rounds .* at least 4",
+        ),
+        (
+            "[structure]\ntarget_macs = 0.5\nrounds = 4\nway = 'during'\ndense_epochs = 4",
+            "structure.dense_epochs is 4, but 4 rounds .* at least 5",
+        ),
+        ("[structure]\ntarget_macs = 0.5\nround_to = 0", "structure.round_to must be at least 1"),
         ("[training]\nlearning_rate = 0", "learning_rate must be above 0"),
         ("[quantization]\nepochs = 1", "int8 grid, but .export. quantize is 'none'"),
         ("[export]\nquantize = 'int2'", "must be one of none, float16, dynamic, int8, int16x8"),
-        ("speed = 1", "unknown key 'speed'; the keys here are training, sparsity"),
+        ("speed = 1", "unknown key 'speed'; the keys here are training, structure"),
         ("export = 1", "export must be a table"),
         ("[", "is not TOML"),
     ],
