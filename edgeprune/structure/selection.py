@@ -1,0 +1,215 @@
+"""Choose the channels that leave: by their scores, within a budget, in multiples.
+
+Every block of a group (the channels that lie along the same producing axes) can be cut to a few
+numbers of channels only, the multiples of `round_to`. All these cuts are put in one order, the
+order in which the channels' scores ask for them, and a selection is the first so many cuts. So a
+larger ratio, or a smaller target, always removes what a smaller one does, and more.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.structure.group import PruningGroup
+
+Ranking = Literal["group", "global"]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Removed = dict[int, npt.NDArray[np.integer[Any]]]
+"""Position of a group -> its channels that leave, ascending."""
+_FIRST = -1.0  # the level of cuts that are made whatever the budget
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What no selection goes beyond.
+
+    Attributes:
+      round_to: kept channels come in multiples of this along every producing axis; a block of
+        channels that is smaller stays whole.
+      min_channels: that stay along every producing axis.
+      max_ratio: fraction of a block's channels that may leave.
+    """
+
+    round_to: int = 8
+    min_channels: int = 1
+    max_ratio: float = 0.9
+
+
+def choose(
+    groups: Sequence[PruningGroup],
+    scores: Mapping[int, Floats],
+    *,
+    pruning_ratio: float | None = None,
+    target: float | None = None,
+    cost: Callable[[Removed], float] | None = None,
+    ranking: Ranking = "group",
+    limits: Limits | None = None,
+    ratios: Mapping[int, float] | None = None,
+) -> Removed:
+    """Choose the channels that leave.
+
+    Args:
+      groups: of the model.
+      scores: position of a group -> (size,) scores; a group without scores stays whole.
+      pruning_ratio: fraction of channels to remove, in [0, 1): of each group, or of all groups
+        together with ``ranking="global"``. Frozen channels stay, and count.
+      target: the most that `cost` may be of what is left; give this or `pruning_ratio`.
+      cost: of the model without some channels; it falls as more leave.
+      ranking: ``group``: each group loses the same share; ``global``: scores, divided by their
+        group's mean, are compared over all groups.
+      limits: `Limits`.
+      ratios: position of a group -> its own ratio, whatever the budget.
+
+    Returns:
+      {position of a group: channels that leave}. A target that the limits do not allow to be met
+      gives all that may leave.
+    """
+    limits = limits or Limits()
+    ratios = ratios or {}
+    cuts = _Cuts(groups, _levels(groups, scores, ranking, ratios), limits, ratios)
+    if target is not None and cost is not None:
+        return cuts.removed(cuts.within(target, cost))
+    ratio = pruning_ratio or 0.0
+    if ranking == "group":
+        return cuts.removed(int(np.searchsorted(cuts.levels, ratio, "right")))
+    asked = ratio * sum(groups[index].size for index in scores if index not in ratios)
+    return cuts.removed(cuts.nearest(asked))
+
+
+def _levels(
+    groups: Sequence[PruningGroup],
+    scores: Mapping[int, Floats],
+    ranking: Ranking,
+    ratios: Mapping[int, float],
+) -> dict[int, Floats]:
+    """Return for each channel the ratio from which on it is to leave; infinity if never."""
+    free = {index: np.flatnonzero(~groups[index].frozen) for index in scores}
+    levels = {index: np.full(groups[index].size, np.inf) for index in scores}
+    together = []
+    for index, own in free.items():
+        # Among equals the lower channel goes first.
+        order = own[np.argsort(scores[index][own], kind="stable")]
+        level = (np.arange(len(order)) + 0.5) / groups[index].size
+        if index in ratios:
+            level = np.where(level <= ratios[index], _FIRST, np.inf)
+        elif ranking == "global":
+            together.append(index)
+        levels[index][order] = level
+    if together:
+        values = np.concatenate(
+            [scores[index][free[index]] / (np.abs(scores[index]).mean() or 1) for index in together]
+        )
+        level = np.empty(len(values))
+        level[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / len(values)
+        ends = np.cumsum([len(free[index]) for index in together])[:-1]
+        for index, part in zip(together, np.split(level, ends), strict=True):
+            levels[index][free[index]] = part
+    return levels
+
+
+class _Cuts:
+    """All cuts that the limits allow, in the order in which they are made."""
+
+    def __init__(
+        self,
+        groups: Sequence[PruningGroup],
+        levels: Mapping[int, Floats],
+        limits: Limits,
+        ratios: Mapping[int, float],
+    ) -> None:
+        self._owners: list[int] = []
+        self._orders: list[Ints] = []
+        """For each block its channels, the first to leave first."""
+        made: list[tuple[float, list[tuple[int, int]]]] = []
+        for index, level in levels.items():
+            made += self._group(index, groups[index], level, limits, ratios.get(index))
+        made.sort(key=lambda cut: cut[0])  # stable: each block's cuts stay in their order
+        self.levels = np.array([level for level, _ in made])
+        self._ends = np.cumsum([0] + [len(cut) for _, cut in made])
+        self._steps = np.array([step for _, cut in made for step in cut], int).reshape(-1, 2)
+        self._sizes = np.array([len(order) for order in self._orders], int)
+
+    def _group(
+        self, index: int, group: PruningGroup, level: Floats, limits: Limits, own: float | None
+    ) -> list[tuple[float, list[tuple[int, int]]]]:
+        columns, block_of = np.unique(group.widths, axis=1, return_inverse=True)
+        cuts: list[tuple[float, list[tuple[int, int]]]] = []
+        odd: list[tuple[int, int]] = []
+        most = limits.max_ratio if own is None else max(own, limits.max_ratio)
+        for number, column in enumerate(columns.T):
+            channels = np.flatnonzero(block_of.ravel() == number)
+            order = channels[np.argsort(level[channels], kind="stable")]
+            block = len(self._orders)
+            self._owners.append(index)
+            self._orders.append(order)
+            size, step = len(order), _multiple(column, limits.round_to)
+            floor = max(
+                int(group.frozen[order].sum()),
+                math.ceil((1 - most) * size - 1e-9),
+                -(-limits.min_channels // int(column[column > 0].min())),
+                1,
+            )
+            before = size
+            for kept in range((size - 1) // step * step, floor - 1, -step):
+                # To the nearest multiple, of two equally near ones the larger.
+                asked = (2 * size - before - kept) // 2
+                at = float(level[order[asked]])
+                if at < np.inf:
+                    cuts.append((at, [(block, kept)]))
+                if before % step:
+                    odd.append((block, kept))
+                before = kept
+        if cuts and odd:
+            # One cut makes every axis a multiple, also those that were none before.
+            first = min(range(len(cuts)), key=lambda cut: cuts[cut][0])
+            own_block = cuts[first][1][0]
+            cuts[first][1].extend(step for step in odd if step != own_block)
+        return cuts
+
+    def removed(self, count: int) -> Removed:
+        """Return what the first `count` cuts remove."""
+        kept = self._sizes.copy()
+        steps = self._steps[: self._ends[count]]
+        np.minimum.at(kept, steps[:, 0], steps[:, 1])
+        leaving: dict[int, list[Ints]] = {}
+        for block in np.flatnonzero(kept < self._sizes):
+            gone = self._orders[block][: self._sizes[block] - kept[block]]
+            leaving.setdefault(self._owners[block], []).append(gone)
+        return {index: np.sort(np.concatenate(parts)) for index, parts in leaving.items()}
+
+    def within(self, target: float, cost: Callable[[Removed], float]) -> int:
+        """Return the fewest cuts after which the cost is within the target; all if none is."""
+        low, high = self._forced(), len(self.levels)
+        while low < high:
+            middle = (low + high) // 2
+            if cost(self.removed(middle)) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def nearest(self, asked: float) -> int:
+        """Return after how many cuts the channels removed, own ratios apart, are nearest."""
+        forced = self._forced()
+        kept = self._sizes.copy()
+        counts = [0]
+        for start, stop in zip(self._ends[forced:-1], self._ends[forced + 1 :], strict=True):
+            blocks, left = self._steps[start:stop].T
+            left = np.minimum(kept[blocks], left)
+            counts.append(counts[-1] + int((kept[blocks] - left).sum()))
+            kept[blocks] = left
+        return forced + int(np.argmin(np.abs(np.array(counts) - asked)))
+
+    def _forced(self) -> int:
+        return int(np.searchsorted(self.levels, _FIRST, "right"))
+
+
+def _multiple(column: npt.NDArray[Any], round_to: int) -> int:
+    """Return of what number the kept channels of a block must be a multiple."""
+    steps = [round_to // math.gcd(round_to, int(width)) for width in np.unique(column[column > 0])]
+    return math.lcm(*steps)
