@@ -1,6 +1,7 @@
 """The table of rules: how channels pass through each type of layer or operation."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -9,7 +10,10 @@ from edgeprune.structure.channels import Axes
 
 Rule = Callable[[Call], Sequence[Axes]]
 _RULES: dict[Any, Rule] = {}
-_OWN = ("elementwise", "convolution", "dense", "normalization", "merging", "shaping")
+_OWN = (
+    *("elementwise", "convolution", "dense", "normalization", "merging", "shaping"),
+    *("einsum", "transposed", "embedding", "recurrent", "wrappers", "attention"),
+)
 
 
 def register_pruning_rule(*types: Any) -> Callable[[Rule], Rule]:
@@ -35,7 +39,9 @@ def register_pruning_rule(*types: Any) -> Callable[[Rule], Rule]:
     """
 
     def add(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(types, rule))
+        if not all(isinstance(kind, str) for kind in types):
+            _load()  # so that what a user says of one of Keras's own classes comes last
+        _RULES.update((kind if isinstance(kind, str) else type_key(kind), rule) for kind in types)
         return rule
 
     return add
@@ -46,13 +52,21 @@ def rule_for(operation: Any) -> Rule | None:
 
     A subclass may compute anything, so it does not inherit its parent's rule.
     """
-    if "Dense" not in _RULES:
-        for module in _OWN:
-            import_module(f"edgeprune.structure.rules.{module}")
-    return _RULES.get(_key(type(operation)))
+    _load()
+    return _RULES.get(type_key(type(operation)))
 
 
-def _key(kind: type[Any]) -> Any:
-    if kind.__module__.startswith("keras.src.ops."):
+@cache
+def _load() -> None:
+    for module in _OWN:
+        import_module(f"edgeprune.structure.rules.{module}")
+
+
+def type_key(kind: type[Any]) -> Any:
+    """Return what the table calls a type."""
+    module = kind.__module__
+    if module.startswith("keras.src.ops."):
         return f"ops.{kind.__name__}"
-    return kind.__name__ if kind.__module__.startswith("keras.src.layers.") else kind
+    if module.startswith("keras.src.applications."):
+        return f"applications.{kind.__name__}"
+    return kind.__name__ if module.startswith("keras.src.layers.") else kind

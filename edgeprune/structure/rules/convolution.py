@@ -3,6 +3,8 @@
 from edgeprune.structure.call import Call
 from edgeprune.structure.channels import Axes, Ids
 from edgeprune.structure.registry import register_pruning_rule as rule
+from edgeprune.structure.rules.dense import refused
+from edgeprune.structure.rules.elementwise import activated
 
 
 def channel_axis(call: Call) -> int:
@@ -11,7 +13,11 @@ def channel_axis(call: Call) -> int:
 
 
 def only(call: Call, axis: int, ids: Ids | None) -> list[Axes]:
-    """Return one output of which a single axis is followed."""
+    """Return one output of which a single axis is followed; the input's others must stay."""
+    given = call.inputs[0]
+    for other, along in enumerate(given):
+        if other != axis % len(given):
+            call.freeze(along, "works along these channels as if they were positions")
     axes: list[Ids | None] = [None] * len(call.output_shapes[0])
     axes[axis] = ids
     return [tuple(axes)]
@@ -21,6 +27,8 @@ def only(call: Call, axis: int, ids: Ids | None) -> list[Axes]:
 def convolution(call: Call) -> list[Axes]:
     """Read the inputs' channels along the kernel's last axis but one, make the filters."""
     layer, axis = call.layer, channel_axis(call)
+    if reason := refused(layer):
+        return list(call.freeze_all(reason))
     made = call.new(layer.filters)
     if layer.groups == 1:
         call.reads(layer.kernel, -2, input_axis=axis)
@@ -29,7 +37,7 @@ def convolution(call: Call) -> list[Axes]:
         _grouped(call, axis, made)
     call.makes(layer.kernel, -1, made)
     call.makes(layer.bias, 0, made, "bias")
-    return only(call, axis, made)
+    return [activated(call, layer.activation, only(call, axis, made)[0])]
 
 
 def _grouped(call: Call, axis: int, made: Ids) -> None:
@@ -68,4 +76,4 @@ def depthwise(call: Call) -> list[Axes]:
     made = None if ids is None else ids.repeat(layer.depth_multiplier)
     call.makes(layer.kernel, -2, ids)
     call.makes(layer.bias, 0, made, "bias")
-    return only(call, axis, made)
+    return [activated(call, layer.activation, only(call, axis, made)[0])]

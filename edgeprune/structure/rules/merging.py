@@ -8,11 +8,17 @@ from edgeprune.structure.call import Call
 from edgeprune.structure.channels import Axes, Ids
 from edgeprune.structure.registry import register_pruning_rule as rule
 
+_OPERATIONS = (
+    *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "DivideNoNan", "FloorDivide"),
+    *("Mod", "Fmod", "Power", "Maximum", "Minimum", "Fmax", "Fmin", "Arctan2", "Hypot"),
+    *("Logaddexp", "Logaddexp2", "Heaviside", "Equal", "NotEqual", "Greater", "GreaterEqual"),
+    *("Less", "LessEqual", "LogicalAnd", "LogicalOr", "LogicalXor", "Isclose", "Where"),
+)
+
 
 @rule(
     *("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"),
-    *("ops.Add", "ops.Subtract", "ops.Multiply", "ops.Divide", "ops.TrueDivide"),
-    *("ops.Maximum", "ops.Minimum"),
+    *("applications.CustomScaleLayer", *(f"ops.{name}" for name in _OPERATIONS)),
 )
 def merge(call: Call) -> list[Axes]:
     """Tie the channels that meet, after NumPy's broadcasting; slice the constants among them."""
@@ -22,6 +28,8 @@ def merge(call: Call) -> list[Axes]:
     for position, argument in enumerate(call.arguments):
         if is_tensor(argument):
             operands.append((position, *next(tensors)))
+        elif hasattr(argument, "assign"):  # a variable that no layer owns cannot be made anew
+            operands.append((position, tuple(argument.shape), (None,) * len(argument.shape)))
         elif argument is not None:
             operands.append((position, np.shape(argument), None))
     made: list[Ids | None] = []
@@ -44,7 +52,7 @@ def is_tensor(argument: Any) -> bool:
     return hasattr(argument, "_keras_history")
 
 
-@rule("Concatenate")
+@rule("Concatenate", "ops.Concatenate")
 def concatenate(call: Call) -> list[Axes]:
     """Put the channels end to end; tie those along the other axes."""
     return [joined(call, call.layer.axis)]
