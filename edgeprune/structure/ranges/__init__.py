@@ -1,0 +1,1 @@
+"""The values that layers can give, a small rule for each type, in files by kind."""
