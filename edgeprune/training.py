@@ -14,7 +14,7 @@ from edgeprune.scoring import Array, task_of
 
 Progress = Callable[[str, float, str], None]
 _PREDICT_BATCH = 256
-_LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-3
 
 
 def predict(model: Any, x: Any) -> Array:
@@ -29,9 +29,10 @@ def plain_copy(model: Any) -> Any:
     return copy
 
 
-def compile_like(model: Any, original: Any, data: Dataset, learning_rate: float | None) -> None:
+def compile_like(model: Any, original: Any, data: Dataset, learning_rate: Any) -> None:
     """Compile `model` with the loss and a fresh optimizer of `original`, or sensible ones.
 
+    The learning rate is a number or a Keras schedule; None keeps the original's.
     An original that was never compiled gets Adam and the loss that fits its targets:
     cross-entropy of classifiers (from logits unless its outputs are probabilities), mean squared
     error otherwise.
@@ -48,12 +49,14 @@ def compile_like(model: Any, original: Any, data: Dataset, learning_rate: float 
         optimizer = type(compiled).from_config(config)
         loss = original.loss
     else:
-        optimizer = keras.optimizers.Adam(learning_rate or _LEARNING_RATE)
-        loss = _loss(keras, original, data)
+        optimizer = keras.optimizers.Adam(learning_rate or LEARNING_RATE)
+        loss = fitting_loss(original, data)
     model.compile(optimizer=optimizer, loss=loss)
 
 
-def _loss(keras: Any, model: Any, data: Dataset) -> Any:
+def fitting_loss(model: Any, data: Dataset) -> Any:
+    """Return the loss that fits what a model predicts to the validation targets."""
+    keras = keras_of(model)
     outputs = predict(model, data.x_val)
     task = task_of(data.y_val, outputs)
     if task == "regression":

@@ -1,4 +1,4 @@
-"""Criteria: how much each channel of a group matters, as a score."""
+"""Criteria: how much each channel of a group matters, as a score. Those here see weights only."""
 
 import math
 import zlib
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edgeprune.errors import InputError
 from edgeprune.structure.group import PruningGroup, Role, Slice
+from edgeprune.structure.importance_data import activation, taylor, taylor_activation
 
 Scores = npt.NDArray[np.float64]
 Criterion = Callable[[PruningGroup, Any, Any], npt.NDArray[Any]]
@@ -142,6 +143,9 @@ _CRITERIA: dict[str, Criterion] = {
     "bn_scale": bn_scale,
     "fpgm": fpgm,
     "random": random,
+    "taylor": taylor,
+    "taylor_activation": taylor_activation,
+    "activation": activation,
 }
 
 

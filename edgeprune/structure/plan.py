@@ -11,6 +11,7 @@ from edgeprune.keras_macs import keras_macs
 from edgeprune.macs import Macs
 from edgeprune.report.table import Cell, Column, format_cell, render
 from edgeprune.structure.budget import Remaining
+from edgeprune.structure.evidence import Evidence
 from edgeprune.structure.graph import ChannelGraph, Refusal, channel_graph
 from edgeprune.structure.importance import Criterion, CriterionName, criterion_of, score
 from edgeprune.structure.scope import Selector, selected
@@ -175,6 +176,8 @@ def plan_channels(
     limits = Limits(round_to, min_channels, _max_ratio(max_ratio, pruning_ratio))
     graph = channel_graph(model)
     skipped = {index for name in skip for index in selected(model, graph.groups, name, "skip")}
+    if data is not None:
+        data = Evidence(model, data, batches, batch_size, graph)
     own = _own_ratios(model, graph, ratios or {})
     scores = {
         index: score(function, group, model, data)
