@@ -7,18 +7,18 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprune import __version__
 from edgeprune.data import Dataset, load_training_data
 from edgeprune.errors import InputError
-from edgeprune.export.artifact import record_path
 from edgeprune.files import atomic_path, make_folder
-from edgeprune.models import fingerprint, kernels, load_model, save_model
-from edgeprune.recipe import Recipe
+from edgeprune.models import kernels, load_model, save_model
+from edgeprune.recipe import Recipe, StructureSpec
+from edgeprune.runs import RunFolder, identity_of
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
 from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
 _BENCHMARK_FILE = "benchmark.json"
 
 
@@ -47,6 +46,9 @@ class Row:
       sparsity: fraction of zeros in a Keras model's kernels, or counted in the .tflite.
       latency_ms: measured median on this machine; None for a Keras file, which no device runs.
       relative_latency: of the float baseline's, pair by pair in one interleaved run.
+      parameters: of the Keras model that it is, or was converted from; counted, like `macs`, where
+        the recipe changes them.
+      macs: its multiply-accumulates; None also where they cannot be known.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Row:
     sparsity: float
     latency_ms: float | None = None
     relative_latency: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,13 @@ def compress(
             "callbacks in your own fit, then convert"
         )
     data = data.for_model(model)
+    if recipe.structure is not None:
+        from edgeprune.ways import check_structure
+
+        check_structure(model, recipe.structure)
     folder = make_folder(output)
     run = _Run(model, data, recipe, folder, quick, progress)
-    run.open(restart)
+    run.folder.open(restart)
     return run.finish()
 
 
@@ -149,75 +157,27 @@ class _Run:
         self.model = model
         self.data = data
         self.recipe = recipe
-        self.folder = folder
         self.quick = quick
         self.progress = progress
         self.pattern = _pattern(recipe.sparsity.pattern if recipe.sparsity else "unstructured")
-        self.rows: list[Row] = []
-        self.stages: list[dict[str, Any]] = []
-        self.identity = {
-            "edgeprune": __version__,
-            "model": fingerprint(model),
-            "data": data.fingerprint(),
-            "recipe": recipe.to_toml(),
-        }
-
-    def open(self, restart: bool) -> None:
-        """Take up what an earlier, identical run finished; refuse to touch another's files."""
-        record = self.folder / RUN_FILE
-        if not record.exists():
-            if taken := [name for name in self._files() if (self.folder / name).exists()]:
-                raise InputError(
-                    f"{self.folder} holds {taken[0]}, which no run of compress left there and "
-                    "this one would replace; choose another folder"
-                )
-            self._write_record()
-            return
-        try:
-            earlier = json.loads(record.read_text(encoding="utf-8"))
-            identity, stages = earlier["identity"], list(earlier["stages"])
-            rows = [Row(**row) for row in earlier["rows"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{record} is not a record of edgeprune; choose another folder, or delete it"
-            ) from error
-        if restart or not stages:
-            self._remove(rows)
-            self._write_record()
-            return
-        changed = [key for key, value in self.identity.items() if identity.get(key) != value]
-        if changed:
-            raise InputError(
-                f"{self.folder} holds another run: its {' and '.join(changed)} "
-                f"{'differs' if len(changed) == 1 else 'differ'}; choose another folder, or "
-                "--restart to replace it"
-            )
-        self.rows, self.stages = rows, stages
-
-    def _remove(self, rows: list[Row]) -> None:
-        """Remove what an earlier run left, its record first: half a run is no run."""
-        # Names alone: a record that was tampered with must not reach out of its folder.
-        models = [self.folder / Path(row.file).name for row in rows]
-        own = [self.folder / RUN_FILE, self.folder / _BENCHMARK_FILE]
-        for path in [*own, *models, *map(record_path, models)]:
-            path.unlink(missing_ok=True)
-
-    def _files(self) -> list[str]:
-        """Name the models that this run will write."""
-        quantize = self.recipe.export.quantize
+        quantize = recipe.export.quantize
         files = ["baseline.keras", "baseline.tflite", f"baseline-{quantize}.tflite"]
-        return [*files, "sparse.keras", "quantized.keras", "model.tflite"]
+        files += ["structured.keras", "sparse.keras", "quantized.keras", "model.tflite"]
+        identity = {"kind": "compress", **identity_of(model, data, recipe)}
+        self.folder = RunFolder(folder, identity, Row, files, [_BENCHMARK_FILE])
 
     def finish(self) -> CompressionReport:
         steps: list[tuple[str, Callable[[], list[Row]]]] = [("baseline", self._baseline)]
+        if self.recipe.structure is not None:
+            steps += self._structure_steps(self.recipe.structure)
         if self.recipe.sparsity is not None:
             steps.append(("sparsity", self._sparsity))
         if self.recipe.quantization is not None:
             steps.append(("quantization", self._quantization))
         steps += [("export", self._export), ("benchmark", self._benchmark)]
-        finished = {stage["stage"] for stage in self.stages}
+        finished = self.folder.finished
         if len(finished) == len(steps):
-            self._tell("finished before", 1.0, f"{self.folder} shows that run; see --restart")
+            self._tell("finished before", 1.0, f"{self.folder.path} shows that run; see --restart")
         for name, work in steps:
             if name in finished:
                 continue
@@ -229,24 +189,25 @@ class _Run:
                 "seconds": round(time.perf_counter() - started, 2),
             }
             if name == "benchmark":
-                self.rows = rows
+                self.folder.finish(summary, rows)
             else:
-                self.rows += rows
-                summary |= {
-                    key: getattr(rows[0], key) for key in ("score_name", "score", "sparsity")
-                }
-            self.stages.append(summary)
-            self._write_record()
+                keys = ("score_name", "score", "sparsity", "parameters", "macs", "file")
+                summary |= {key: getattr(rows[0], key) for key in keys}
+                between = name.startswith("structure ")  # a round before the last
+                self.folder.finish(summary, self.folder.rows + ([] if between else rows))
             self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[0]))
-        return CompressionReport(self.folder, tuple(self.rows), tuple(self.stages))
+        return CompressionReport(
+            self.folder.path, tuple(self.folder.rows), tuple(self.folder.stages)
+        )
 
     def _baseline(self) -> list[Row]:
         """The model as it came: in Keras, as float .tflite, and quantized without training."""
-        save_model(plain_copy(self.model), self.folder / "baseline.keras")
+        save_model(plain_copy(self.model), self.folder.path / "baseline.keras")
         rows = [self._keras_row("Keras baseline", self.model, "baseline.keras")]
         rows.append(self._tflite_row("float baseline", self.model, "baseline.tflite", "none"))
         quantize = self.recipe.export.quantize
-        trained = self.recipe.sparsity is not None or self.recipe.quantization is not None
+        recipe = self.recipe
+        trained = any((recipe.structure, recipe.sparsity, recipe.quantization))
         if quantize != "none" and trained:
             rows.append(
                 self._tflite_row(
@@ -255,13 +216,51 @@ class _Run:
             )
         return rows
 
+    def _structure_steps(self, spec: StructureSpec) -> list[tuple[str, Callable[[], list[Row]]]]:
+        """One step a round, each of which leaves its model."""
+        from edgeprune.ways import legs
+
+        rounds = legs(spec.way, spec)
+        names = [f"structure {number + 1}/{len(rounds)}" for number in range(len(rounds) - 1)]
+        return [
+            (name, partial(self._structure, spec, number, name))
+            for number, name in enumerate([*names, "structure"])
+        ]
+
+    def _structure(self, spec: StructureSpec, number: int, stage: str) -> list[Row]:
+        from edgeprune.ways import Trainer, legs, macs_of, plan_share, renewed, scratch_epochs
+
+        original = self._load("baseline.keras")
+        training = self.recipe.training
+        rounds = legs(spec.way, spec)
+        leg = rounds[number]
+        model = self._latest()
+        if number == 0 and spec.way == "during":
+            model = renewed(model, training.seed)
+        if leg.share > 0:
+            plan = plan_share(original, model, spec, leg.share, self.data)
+            for note in plan.notes:
+                _log.warning("%s: %s", stage, note)
+            model = plan.apply()
+        if spec.way.startswith("scratch"):
+            model = renewed(model, training.seed)
+        if spec.way == "scratch-b":
+            epochs = scratch_epochs(spec.dense_epochs, macs_of(original), macs_of(model))
+            leg = rounds[-1] = replace(leg, end=epochs)
+        trainer = Trainer(self.model, self.data, spec, training, self.progress)
+        trainer.train(model, leg, rounds[-1].end, stage, tuning=spec.way == "fine-tune")
+        last = number == len(rounds) - 1
+        file = "structured.keras" if last else f"structured-{number + 1}.keras"
+        save_model(plain_copy(model), self.folder.path / file)
+        return [self._keras_row("structured (Keras)", model, file)]
+
     def _sparsity(self) -> list[Row]:
         from edgeprune.sparsity.callbacks import MagnitudePruning
         from edgeprune.sparsity.schedules import PolynomialDecay
 
         spec = self.recipe.sparsity
         assert spec is not None
-        model = load_model(self.folder / "baseline.keras", unsafe=True)
+        model = self._latest()
         compile_like(model, self.model, self.data, self._rate(spec.learning_rate))
         pruning = MagnitudePruning(
             PolynomialDecay(
@@ -281,7 +280,7 @@ class _Run:
             "sparsity",
             self.progress,
         )
-        save_model(plain_copy(model), self.folder / "sparse.keras")
+        save_model(plain_copy(model), self.folder.path / "sparse.keras")
         return [self._keras_row("pruned (Keras)", model, "sparse.keras")]
 
     def _quantization(self) -> list[Row]:
@@ -298,7 +297,7 @@ class _Run:
         training = self.recipe.training
         fit(aware, self.data, spec.epochs, training, callbacks, "quantization", self.progress)
         model = strip(aware)
-        save_model(model, self.folder / "quantized.keras")
+        save_model(model, self.folder.path / "quantized.keras")
         return [self._keras_row("int8 grid (Keras)", model, "quantized.keras")]
 
     def _export(self) -> list[Row]:
@@ -307,30 +306,34 @@ class _Run:
         )
         if self.recipe.sparsity is not None:
             words.insert(0, "pruned")
+        if self.recipe.structure is not None:
+            words.insert(0, "structured")
         name = " ".join(words) or "float"
         return [self._tflite_row(name, self._latest(), "model.tflite", self.recipe.export.quantize)]
 
     def _benchmark(self) -> list[Row]:
         from edgeprune.devices.local import benchmark
 
-        runnable = [row for row in self.rows if row.file.endswith(".tflite")]
-        measured = benchmark([self.folder / row.file for row in runnable], quick=self.quick)
-        with atomic_path(self.folder / _BENCHMARK_FILE) as path:
+        runnable = [row for row in self.folder.rows if row.file.endswith(".tflite")]
+        measured = benchmark([self.folder.path / row.file for row in runnable], quick=self.quick)
+        with atomic_path(self.folder.path / _BENCHMARK_FILE) as path:
             path.write_text(measured.to_json(), encoding="utf-8")
         results = dict(zip((row.file for row in runnable), measured, strict=True))
         return [
             _with_latency(row, results[row.file]) if row.file in results else row
-            for row in self.rows
+            for row in self.folder.rows
         ]
 
     def _latest(self) -> Any:
         """The newest Keras model of the run, read back from its file as a resumed run would."""
-        newest = [row.file for row in self.rows if row.file.endswith(".keras")][-1]
-        return load_model(self.folder / newest, unsafe=True)
+        return self._load(self.folder.stages[-1]["file"])
+
+    def _load(self, file: str) -> Any:
+        return load_model(self.folder.path / file, unsafe=True)
 
     def _keras_row(self, name: str, model: Any, file: str) -> Row:
         figure = score(self.data.y_val, predict(model, self.data.x_val))
-        path = self.folder / file
+        path = self.folder.path / file
         return Row(
             name=name,
             file=file,
@@ -339,6 +342,7 @@ class _Run:
             bytes=path.stat().st_size,
             gzip_bytes=len(gzip.compress(path.read_bytes(), 9)),
             sparsity=_sparsity_of(model),
+            **self._sizes(model),
         )
 
     def _tflite_row(self, name: str, model: Any, file: str, quantize: str) -> Row:
@@ -348,7 +352,7 @@ class _Run:
         spec = self.recipe.export
         artifact = convert(
             model,
-            self.folder / file,
+            self.folder.path / file,
             quantize=quantize,
             calibration=self._calibration() if quantize in ("int8", "int16x8") else None,
             io=spec.io if quantize == "int8" else "float",
@@ -365,7 +369,15 @@ class _Run:
             bytes=artifact.bytes,
             gzip_bytes=artifact.gzip_bytes,
             sparsity=artifact.sparsity,
+            **self._sizes(model),
         )
+
+    def _sizes(self, model: Any) -> dict[str, int | None]:
+        if self.recipe.structure is None:
+            return {}
+        from edgeprune.keras_macs import keras_macs
+
+        return {"parameters": model.count_params(), "macs": keras_macs(model).total}
 
     def _calibration(self) -> Any:
         # Spread over the data set: files are often sorted by class.
@@ -379,15 +391,6 @@ class _Run:
     def _tell(self, stage: str, fraction: float, note: str = "") -> None:
         if self.progress is not None:
             self.progress(stage, fraction, note)
-
-    def _write_record(self) -> None:
-        record = {
-            "identity": self.identity,
-            "stages": self.stages,
-            "rows": [asdict(row) for row in self.rows],
-        }
-        with atomic_path(self.folder / RUN_FILE) as path:
-            path.write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
 def _in_words(row: Row) -> str:
