@@ -119,6 +119,12 @@ def _mask_inputs(node: Any, args: Any, kwargs: Any, masks: list[Any]) -> Any:
 def _normalize(layer: Any, x: Any, masks: list[Any]) -> Any:
     """Normalize over the kept entries; None for a layer that is no such normalization."""
     kind = type(layer).__name__
+    if kind in ("LayerNormalization", "RMSNormalization"):
+        axes = tuple(a % len(x.shape) for a in np.atleast_1d(layer.axis))
+    elif kind == "GroupNormalization" and layer.groups == 1:
+        axes = tuple(range(1, len(x.shape)))
+    else:
+        return None
     x = np.asarray(x, np.float64)
     mask = np.ones(x.shape[1:])
     for _, axis, kept in masks:
@@ -126,12 +132,6 @@ def _normalize(layer: Any, x: Any, masks: list[Any]) -> Any:
         shape[axis - 1] = -1
         mask = mask * kept.reshape(shape)
     mask = mask[None]
-    if kind in ("LayerNormalization", "RMSNormalization"):
-        axes = tuple(a % x.ndim for a in np.atleast_1d(layer.axis))
-    elif kind == "GroupNormalization" and layer.groups == 1:
-        axes = tuple(range(1, x.ndim))
-    else:
-        return None
     count = np.broadcast_to(mask, x.shape).sum(axes, keepdims=True)
     mean = 0 if kind == "RMSNormalization" else (x * mask).sum(axes, keepdims=True) / count
     variance = (((x - mean) * mask) ** 2).sum(axes, keepdims=True) / count
