@@ -216,7 +216,10 @@ class Call:
             self.tie(known.ids, ids)
 
     def constant(self, position: int, axis: int, ids: Ids) -> None:
-        """Say that an array among the arguments shrinks along an axis with these channels."""
+        """Say that an array among the arguments shrinks along an axis with these channels.
+
+        Of a slice among the arguments, with axis 0: that it cuts a piece out of these channels.
+        """
         self._record.constants.setdefault((id(self._node), position), {})[axis] = ids
 
 

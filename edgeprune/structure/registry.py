@@ -11,7 +11,7 @@ from edgeprune.structure.channels import Axes
 Rule = Callable[[Call], Sequence[Axes]]
 _RULES: dict[Any, Rule] = {}
 _OWN = (
-    *("elementwise", "convolution", "dense", "normalization", "merging", "shaping"),
+    *("elementwise", "convolution", "dense", "normalization", "merging", "shaping", "operations"),
     *("einsum", "transposed", "embedding", "recurrent", "wrappers", "attention"),
 )
 

@@ -29,8 +29,10 @@ def shrink(graph: ChannelGraph, removed: dict[int, npt.NDArray[np.integer[Any]]]
 
     def replace(old: Any) -> Any:
         new = copied(old)
-        if own := sizes.get(id(old)):
-            config = new.get_config()
+        own = sizes.get(id(old), [])
+        config = new.get_config() if own or _has_weights(old) else {}
+        # Not only what counts channels: a layer that reads fewer may be tied to its old shape too.
+        if _unbound(config) or own:
             for size in own:
                 _set(config, size.path, size.each * int(np.count_nonzero(kept[size.ids])))
             new = type(old).from_config(config)
@@ -41,6 +43,10 @@ def shrink(graph: ChannelGraph, removed: dict[int, npt.NDArray[np.integer[Any]]]
         axes = record.constants.get((id(node), position))
         if axes is None:
             return value
+        if isinstance(value, slice):
+            start, stop, _ = value.indices(len(axes[0]))
+            before = np.concatenate([[0], np.cumsum(kept[axes[0]])])
+            return slice(int(before[start]), int(before[stop]))
         array = np.asarray(value)
         for axis, ids in axes.items():
             array = np.compress(kept[ids], array, axis)
@@ -64,13 +70,36 @@ def _sliced(part: Part, kept: Bools) -> npt.NDArray[Any]:
     return array
 
 
+def _has_weights(layer: Any) -> bool:
+    return bool(getattr(layer, "weights", None))
+
+
+def _unbound(config: Any) -> bool:
+    """Take out of a config what ties its layer to the shapes that it had; tell whether any did.
+
+    That is how the layers that it holds were built, and arrays as initial values.
+    """
+    if isinstance(config, list | tuple):
+        return any([_unbound(value) for value in config])
+    if not isinstance(config, dict):
+        return False
+    found = config.get("class_name") == "Constant" and isinstance(
+        config["config"].get("value"), dict
+    )
+    if found:
+        config.update(class_name="Zeros", config={})
+    # Of the layers inside; at the top, `from_config` does not look at it.
+    if "class_name" in config and config.pop("build_config", None) is not None:
+        found = True
+    return any([_unbound(value) for value in config.values()]) or found
+
+
 def _set(config: Any, path: tuple[str | int, ...], value: int) -> None:
     """Put a number into a nested config, whose lists may be tuples."""
     *outer, last = path
     for key in outer:
         inner = config[key]
-        if isinstance(inner, tuple):
-            inner = list(inner)
-            config[key] = inner
+        # An operation's config shares its lists with the operation itself.
+        config[key] = inner = list(inner) if isinstance(inner, list | tuple) else dict(inner)
         config = inner
     config[last] = value

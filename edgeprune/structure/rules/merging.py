@@ -1,6 +1,7 @@
 """Several tensors become one: entry by entry, or end to end."""
 
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,33 +24,118 @@ _OPERATIONS = (
 def merge(call: Call) -> list[Axes]:
     """Tie the channels that meet, after NumPy's broadcasting; slice the constants among them."""
     rank = len(call.output_shapes[0])
-    tensors = iter(zip(call.input_shapes, call.inputs, strict=True))
-    operands: list[tuple[int, tuple[int | None, ...], Axes | None]] = []
+    given = operands(call)
+    if hasattr(call.layer, "weights"):  # a layer, not an operation
+        if any(operand.input is None for operand in given):
+            return list(call.freeze_all("merges them with an array"))
+        given = [_layer_operand(operand, rank) for operand in given]
+    labels = [range(-len(operand.shape), 0) for operand in given]
+    return [product(call, given, labels, range(-rank, 0))]
+
+
+class Operand(NamedTuple):
+    """An argument of an operation on several tensors.
+
+    Attributes:
+      position: among the flattened arguments.
+      input: which of the tensors it is; None for a constant.
+      shape: its sizes, None where unknown.
+      axes: of a tensor; a constant has none of its own.
+    """
+
+    position: int
+    input: int | None
+    shape: tuple[int | None, ...]
+    axes: Axes | None
+
+
+def operands(call: Call) -> list[Operand]:
+    """Return the tensors, arrays and numbers that an operation is called with, in order."""
+    found: list[Operand] = []
+    index = 0
     for position, argument in enumerate(call.arguments):
-        if is_tensor(argument):
-            operands.append((position, *next(tensors)))
+        if hasattr(argument, "_keras_history"):
+            found.append(Operand(position, index, call.input_shapes[index], call.inputs[index]))
+            index += 1
         elif hasattr(argument, "assign"):  # a variable that no layer owns cannot be made anew
-            operands.append((position, tuple(argument.shape), (None,) * len(argument.shape)))
+            shape = tuple(argument.shape)
+            found.append(Operand(position, None, shape, (None,) * len(shape)))
         elif argument is not None:
-            operands.append((position, np.shape(argument), None))
-    made: list[Ids | None] = []
-    for axis in range(-rank, 0):
-        # Operands of size 1 are spread over the others.
-        wide = [given for given in operands if len(given[1]) >= -axis and given[1][axis] != 1]
-        met = [axes[axis] for _, _, axes in wide if axes is not None]
+            found.append(Operand(position, None, np.shape(argument), None))
+    return found
+
+
+def product(
+    call: Call,
+    given: Sequence[Operand],
+    labels: Sequence[Sequence[Hashable]],
+    result: Sequence[Hashable],
+) -> Axes:
+    """Return the axes of an operation that works like `einsum`, entry by entry included.
+
+    Args:
+      call: the call; channels that meet are tied, constants sliced with them.
+      given: its operands.
+      labels: for each of them a label for each axis; axes of the same label meet. Where one of
+        them has size 1 it is spread over the others.
+      result: labels of the result's axes; over the others is summed.
+    """
+    followed: dict[Hashable, Ids | None] = {}
+    places: dict[Hashable, list[tuple[Operand, int]]] = {}
+    for operand, names in zip(given, labels, strict=True):
+        for axis, name in enumerate(names):
+            places.setdefault(name, []).append((operand, axis))
+    for name, meeting in places.items():
+        wide = [(operand, axis) for operand, axis in meeting if operand.shape[axis] != 1]
+        if name not in result and 0 < len(wide) < len(meeting):
+            wide = []
+            for operand, axis in meeting:
+                if operand.axes is not None:
+                    call.freeze(operand.axes[axis], "sums over an axis that it spreads")
+        met = [operand.axes[axis] for operand, axis in wide if operand.axes is not None]
         for other in met[1:]:
             call.tie(met[0], other)
-        followed = met[0] if met and all(ids is not None for ids in met) else None
-        for position, shape, axes in wide:
-            if axes is None and followed is not None:
-                call.constant(position, axis % len(shape), followed)
-        made.append(followed)
-    return [tuple(made)]
+        followed[name] = ids = met[0] if met and all(one is not None for one in met) else None
+        for operand, axis in wide:
+            if ids is not None and operand.axes is None:
+                call.constant(operand.position, axis, ids)
+            if operand.input is not None and name not in result:
+                call.sees(operand.input, axis)
+    return tuple(followed.get(name) for name in result)
 
 
-def is_tensor(argument: Any) -> bool:
-    """Tell whether an argument of a call is a symbolic tensor of the graph."""
-    return hasattr(argument, "_keras_history")
+def _layer_operand(operand: Operand, rank: int) -> Operand:
+    """Put axes of size 1 behind the batch's, as merging layers do for inputs of lower rank."""
+    missing = rank - len(operand.shape)
+    if operand.axes is None or missing <= 0:
+        return operand
+    return operand._replace(
+        shape=(operand.shape[0], *[1] * missing, *operand.shape[1:]),
+        axes=(operand.axes[0], *[None] * missing, *operand.axes[1:]),
+    )
+
+
+@rule("Dot")
+def dot(call: Call) -> list[Axes]:
+    """Sum over one axis of each input, which lose the same channels."""
+    given = operands(call)
+    axes = call.layer.axes
+    over = [
+        axis % len(operand.shape)
+        for axis, operand in zip(
+            (axes, axes) if isinstance(axes, int) else axes, given, strict=True
+        )
+    ]
+    labels: list[list[Hashable]] = [
+        [
+            "batch" if axis == 0 else "summed" if axis == over[which] else (which, axis)
+            for axis in range(len(operand.shape))
+        ]
+        for which, operand in enumerate(given)
+    ]
+    result = ["batch", *(name for names in labels for name in names if isinstance(name, tuple))]
+    made = product(call, given, labels, result)
+    return [(*made, *[None] * (len(call.output_shapes[0]) - len(made)))]
 
 
 @rule("Concatenate", "ops.Concatenate")

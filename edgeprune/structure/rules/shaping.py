@@ -96,17 +96,11 @@ def reshaped(
       batch: whether the first axis is the batch's and stays what it is.
     """
     # Leading axes that stay the same need not be solved for, nor known.
-    same = 0
-    while same < min(len(source), len(target)) and (
-        (batch and same == 0)
-        or (source[same] == target[same] and _product(source[same:]) == _product(target[same:]))
-        or (
-            source[same] is None
-            and target[same] is None
-            and (size := _product(source[same + 1 :])) is not None
-            and size == _product(target[same + 1 :])
-        )
-    ):
+    same = int(batch)
+    while same < min(len(source), len(target)) and source[same] == target[same]:
+        behind = _product(source[same + 1 :])
+        if source[same] is None and (behind is None or behind != _product(target[same + 1 :])):
+            break
         same += 1
     made: list[Ids | None] = [*given[:same], *[None] * (len(target) - same)]
     rest = [(axis, ids) for axis, ids in enumerate(given) if axis >= same and ids is not None]
