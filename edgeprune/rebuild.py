@@ -4,7 +4,7 @@ Making a model quantization-aware, stripping it again and structured pruning use
 is never touched: every layer is made anew from its config and gets new weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from edgeprune import models
@@ -17,6 +17,12 @@ After = Callable[[Any, Any, int, Any], Any]
 """(old container, old layer, call, its output) -> a layer to put after that call, or None."""
 Constants = Callable[[Any, int, Any], Any]
 """(node of the old graph, position among its flattened arguments, constant) -> the new constant."""
+Bypass = Mapping[int, tuple[Any, Any]]
+"""id of a node of the old graph -> (an old tensor that it depends on, a layer or None).
+
+None lets the tensor stand for the node's one output; calls that nobody reads any more are left
+out, and so are nested models in which nothing is left. A layer is called with (output, tensor),
+and what it returns stands for the output."""
 
 
 def rebuild(
@@ -26,6 +32,7 @@ def rebuild(
     after: After | None = None,
     first: Replace | None = None,
     constants: Constants | None = None,
+    bypass: Bypass | None = None,
 ) -> Any:
     """Copy a built Functional or Sequential model, nested models included.
 
@@ -35,12 +42,13 @@ def rebuild(
       after: what to insert behind a call.
       first: input tensor of the outermost model -> a layer to put behind it, or None.
       constants: what stands for the arrays that calls are given beside their tensors.
+      bypass: calls whose output something earlier stands for.
 
     Returns:
       A model of the same name, structure and trainable flags, not compiled, with new weights;
       copying their values is the caller's part, since only it knows what a layer became.
     """
-    return _Rebuild(replace, after, constants).container(model, None, first)
+    return _Rebuild(replace, after, constants, bypass).container(model, None, first)
 
 
 def copied(layer: Any) -> Any:
@@ -63,17 +71,24 @@ def copied(layer: Any) -> Any:
 
 
 class _Rebuild:
-    def __init__(self, replace: Replace, after: After | None, constants: Constants | None) -> None:
+    def __init__(
+        self,
+        replace: Replace,
+        after: After | None,
+        constants: Constants | None,
+        bypass: Bypass | None,
+    ) -> None:
         self._replace = replace
         self._after = after or (lambda *_: None)
         self._constants = constants
+        self._bypass = bypass or {}
         self._made: dict[int, Any] = {}
 
     def container(self, old: Any, given: Any, first: Replace | None = None) -> Any:
         """Copy a container that is called on `given`; None for the outermost."""
         make = self._sequential if isinstance(old, keras.Sequential) else self._functional
         new = make(old, given, first or (lambda _: None))
-        if not old.trainable:  # True must not wake the frozen layers inside
+        if new is not None and not old.trainable:  # True must not wake the frozen layers inside
             new.trainable = False
         return new
 
@@ -95,6 +110,8 @@ class _Rebuild:
             inserted = self._after(old, layer, 0, output)
             output = output if inserted is None else inserted(output)
             behind += [new, inserted]
+        if given is not None and self._bypass and behind[1:] == [None] * (len(behind) - 1):
+            return None
         return keras.Sequential([layer for layer in behind if layer is not None], name=old.name)
 
     def _functional(self, old: Any, given: Any, first: Replace) -> Any:
@@ -108,18 +125,42 @@ class _Rebuild:
             inserted = first(tensor)
             source = entries[id(tensor)]
             known[id(tensor)] = source if inserted is None else inserted(source)
-        for node, call in calls(old):
+        for node, call in self._needed(old):
+            passed, choose = self._bypass.get(id(node), (None, None))
+            if passed is not None and choose is None:
+                known[id(node.outputs[0])] = known[id(passed)]
+                continue
             layer = node.operation
             args, kwargs = self._arguments(node, known)
             new = self._layer(layer, args[0] if args else None)
             made = known[id(node.input_tensors[0])] if new is None else new(*args, **kwargs)
             behind = self._after(old, layer, call, made)
             made = made if behind is None else behind(made)
+            made = made if passed is None else choose(made, known[id(passed)])
             for tensor, value in zip(node.outputs, keras.tree.flatten(made), strict=True):
                 known[id(tensor)] = value
         sources = keras.tree.map_structure(lambda tensor: entries[id(tensor)], old._inputs_struct)
         ends = keras.tree.map_structure(lambda tensor: known[id(tensor)], old._outputs_struct)
+        if given is not None and self._bypass and ends is entries[id(old.inputs[0])]:
+            return None
         return _class_of(old)(sources, ends, name=old.name)
+
+    def _needed(self, old: Any) -> list[tuple[Any, int]]:
+        """Return the calls of a Functional model that its outputs depend on."""
+        if not self._bypass:
+            return list(calls(old))
+        read = {id(tensor) for tensor in old.outputs}
+        needed = []
+        for node, call in reversed(list(calls(old))):
+            if not any(id(tensor) in read for tensor in node.outputs):
+                continue
+            needed.append((node, call))
+            passed, choose = self._bypass.get(id(node), (None, None))
+            if passed is not None:
+                read.add(id(passed))
+            if passed is None or choose is not None:
+                read.update(id(tensor) for tensor in node.input_tensors)
+        return needed[::-1]
 
     def _arguments(self, node: Any, known: dict[int, Any]) -> Any:
         filled = node.arguments.fill_in(known)

@@ -105,7 +105,7 @@ class Evidence:
         import tensorflow as tf
 
         self._check_weights()
-        loss_of = self._loss()
+        loss_of = self.loss()
         owners = {
             id(variable): (path, variable)
             for path, layer in models.layers(self.model)
@@ -150,7 +150,7 @@ class Evidence:
         import tensorflow as tf
 
         self._check_weights()
-        loss_of = self._loss() if gradients else None
+        loss_of = self.loss() if gradients else None
         axes: dict[tuple[int, int], set[int]] = {}
         for operation, tensor, axis, _ in self._graph.record.reads:
             axes.setdefault((id(operation), tensor), set()).add(axis)
@@ -224,7 +224,7 @@ class Evidence:
         finally:
             self.model._clear_losses()  # symbolic ones, of layers that add losses in their calls
 
-    def _loss(self) -> Callable[[Any, Any], Any]:
+    def loss(self) -> Callable[[Any, Any], Any]:
         """Return (targets, outputs) -> the loss on data alone, without regularization."""
         if self._y is None:
             raise InputError(
