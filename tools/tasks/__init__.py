@@ -8,10 +8,7 @@ Nothing is downloaded, and nothing is kept on disk. Scripts in the folders besid
 `tools` on the path first: ``sys.path.insert(0, str(Path(__file__).resolve().parents[1]))``.
 """
 
-from tasks.digits import digits
 from tasks.fitting import accuracy, train
-from tasks.glyphs import glyphs
-from tasks.keywords import keywords
 from tasks.mnist_1d import mnist1d
 from tasks.models import (
     build_cnn1d,
@@ -26,7 +23,10 @@ from tasks.reference_models import (
     build_mobilenet_v1,
     build_resnet8,
 )
+from tasks.rendering import glyphs
+from tasks.speech import keywords
 from tasks.task import Task
+from tasks.uci_digits import digits
 
 __all__ = [
     "Task",

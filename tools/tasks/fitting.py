@@ -17,7 +17,7 @@ def train(
     epochs: int,
     seed: int = 0,
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     batch_size: int = 64,
     callbacks: Sequence[Any] = (),
 ) -> float:

@@ -4,7 +4,6 @@ from functools import cache
 
 import numpy as np
 from scipy.fft import dct
-from scipy.signal import get_window
 
 from tasks.task import Array
 
@@ -32,11 +31,17 @@ def mfcc(waves: Array) -> Array:
 
     Source: window, stride, bands and coefficients as MLPerf Tiny's keyword spotting.
     """
-    frames = np.lib.stride_tricks.sliding_window_view(waves, WINDOW, axis=1)[:, ::STRIDE]
-    spectra = np.fft.rfft(frames * get_window("hann", WINDOW).astype(np.float32), FFT_LENGTH)
-    energies = np.square(np.abs(spectra)) @ mel_bands()
-    cepstra = dct(np.log(energies + _FLOOR), norm="ortho")
+    cepstra = dct(np.log(mel_energies(waves) + _FLOOR), norm="ortho")
     return cepstra[..., :COEFFICIENTS].astype(np.float32)
+
+
+def mel_energies(waves: Array) -> Array:
+    """Return the energy of each window in each mel band: (n, frames, 40)."""
+    frames = np.lib.stride_tricks.sliding_window_view(waves, WINDOW, axis=1)[:, ::STRIDE]
+    # One period of a raised cosine, whose first sample is zero.
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+    spectra = np.fft.rfft(frames * window.astype(np.float32), FFT_LENGTH)
+    return np.square(np.abs(spectra)) @ mel_bands()
 
 
 @cache

@@ -25,14 +25,17 @@ _ACCENTS = (
     *("en-gb", "en-us", "en-029", "en-gb-scotland"),
     *("en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd"),
 )
-# Every fifth voice speaks for the tests only, every tenth for validation only.
-_VOICES = {
+# Variants of espeak-ng's speaker. Nobody speaks in two splits.
+VOICES = {
     "test": ("m3", "f2", "klatt2", "Andy", "Marco", "linda", "rob", "steph"),
     "val": ("m6", "f4", "paul", "belinda"),
     "train": (
         *("m1", "m2", "m4", "m5", "m7", "m8", "f1", "f3", "f5", "klatt", "klatt3", "croak"),
         *("Annie", "Denis", "Gene", "Hugo", "Lee", "Mario", "Michael", "adam", "antonio"),
         *("david", "max", "quincy", "robert", "sandro", "travis", "zac"),
+        *("Alicia", "Andrea", "AnxiousAndy", "Diogo", "Henrique", "Jacky", "anika", "aunty"),
+        *("boris", "ed", "edward", "grandma", "grandpa", "gustave", "iven", "john", "michel"),
+        *("miguel", "norbert", "pablo", "pedro", "shelby", "victor"),
     ),
 }
 _PITCH = (25, 76)  # espeak-ng's scale, 0 to 99
@@ -43,6 +46,7 @@ _SNR_DB = (5.0, 30.0)
 _NOISE_COLOUR = (0.0, 2.0)  # power falls as 1 / frequency to this: white to brown
 _BLOCK = 256
 _THREADS = 2
+_RIGHT_ONE = "use espeak-ng 1.51 or later: apt-get install espeak-ng"
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,17 @@ def keywords(n_train: int = 7200, n_val: int = 600, n_test: int = 1200, seed: in
       scaled to mean 0 and standard deviation 1 over the training samples; 12 classes.
 
     Raises:
-      UnsupportedError: espeak-ng is not installed, or does not speak.
+      UnsupportedError: espeak-ng is not installed, or lacks a voice.
       InputError: a split has fewer than 12 samples, or the seed is negative.
 
     Source: features and classes as MLPerf Tiny's keyword spotting (Banbury 2021,
     arXiv:2106.07597), words as Speech Commands (Warden 2018, arXiv:1804.03209).
     """
+    wanted = sizes(n_train, n_val, n_test, len(CLASSES))
     arrays: dict[str, Array] = {}
     rngs = generators(seed)
-    for split, number in sizes(n_train, n_val, n_test, len(CLASSES)).items():
+    _check_voices()
+    for split, number in wanted.items():
         rng = rngs[split]
         y = balanced_labels(rng, number, len(CLASSES))
         asked = [_drawn(rng, CLASSES[label], split) for label in y]
@@ -100,24 +106,16 @@ def speak(utterance: Utterance) -> Array:
     """Let espeak-ng say something: float32 at 16 kHz in [-1, 1], silence at both ends cut off.
 
     Raises:
-      UnsupportedError: espeak-ng is not installed, or does not know the voice.
+      UnsupportedError: espeak-ng is not installed, does not know the accent, or says nothing.
     """
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise UnsupportedError(
-            "espeak-ng, which speaks the keywords, is not installed; apt-get install espeak-ng"
-        )
-    command = [program, "--stdout", "-v", utterance.voice, "-p", str(utterance.pitch)]
-    command += ["-s", str(utterance.words_per_minute), utterance.text]
-    ran = subprocess.run(command, capture_output=True, check=False)
+    pitch, speed = str(utterance.pitch), str(utterance.words_per_minute)
+    wav = _espeak("--stdout", "-v", utterance.voice, "-p", pitch, "-s", speed, utterance.text)
     # A canonical WAV header is 44 bytes; the lengths in it are not filled in on a pipe.
-    rate = int.from_bytes(ran.stdout[24:28], "little")
-    sound = np.frombuffer(ran.stdout[44 : len(ran.stdout) // 2 * 2], "<i2") / np.float32(32768)
-    if ran.returncode or not sound.any():
-        said = ran.stderr.decode(errors="replace").strip().partition("\n")[0]
+    rate = int.from_bytes(wav[24:28], "little")
+    sound = np.frombuffer(wav[44 : len(wav) // 2 * 2], "<i2") / np.float32(32768)
+    if not sound.any():
         raise UnsupportedError(
-            f"espeak-ng did not say '{utterance.text}' as {utterance.voice} ({said}); "
-            "use the espeak-ng of apt-get install espeak-ng, 1.50 or later"
+            f"espeak-ng said nothing for '{utterance.text}' as {utterance.voice}; give it a word"
         )
     loud = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
     common = np.gcd(RATE, rate)
@@ -125,9 +123,32 @@ def speak(utterance: Utterance) -> Array:
     return np.clip(sound, -1, 1).astype(np.float32)
 
 
+def _espeak(*arguments: str) -> bytes:
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise UnsupportedError(
+            "espeak-ng, which speaks the keywords, is not installed; apt-get install espeak-ng"
+        )
+    ran = subprocess.run([program, *arguments], capture_output=True, check=False)
+    if ran.returncode:
+        said = ran.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise UnsupportedError(f"espeak-ng {' '.join(arguments)} failed: {said}; {_RIGHT_ONE}")
+    return ran.stdout
+
+
+def _check_voices() -> None:
+    # espeak-ng speaks with another voice where it does not know a variant.
+    known = _espeak("--voices=variant").decode()
+    missing = [
+        voice for voices in VOICES.values() for voice in voices if f"!v/{voice} " not in known
+    ]
+    if missing:
+        raise UnsupportedError(f"espeak-ng lacks the voices {', '.join(missing)}; {_RIGHT_ONE}")
+
+
 def _drawn(rng: np.random.Generator, label: str, split: str) -> Utterance | None:
     """Draw what is said for a label; nothing for silence."""
-    voice = f"{rng.choice(_ACCENTS)}+{rng.choice(_VOICES[split])}"
+    voice = f"{rng.choice(_ACCENTS)}+{rng.choice(VOICES[split])}"
     pitch, speed = int(rng.integers(*_PITCH)), int(rng.integers(*_WORDS_PER_MINUTE))
     other = str(rng.choice(OTHERS))
     if label == "silence":

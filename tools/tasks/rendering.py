@@ -137,13 +137,8 @@ def distorted(rng: np.random.Generator, masks: Array, y: Array, size: int) -> Ar
     # displacement, then the inverse of rotation, shear and scale, each about the middle.
     middle = (size - 1) / 2
     grid = np.stack(np.meshgrid(*[np.arange(size) - middle] * 2, indexing="ij")).astype(np.float32)
-    rough = rng.uniform(-1, 1, (n, 2, size, size)).astype(np.float32)
-    sigma = _ELASTIC_SIGMA * unit
-    # A wider Gaussian averages more of the noise away, in proportion to sigma.
-    alpha = _ELASTIC_ALPHA * unit * unit
-    field = alpha * gaussian_filter(rough, (0, 0, sigma, sigma), mode="constant")
     shift = unit * rng.uniform(-_SHIFT, _SHIFT, (n, 2, 1, 1)).astype(np.float32)
-    points = grid + field - shift
+    points = grid + elastic(rng, n, size) - shift
 
     angle = rng.uniform(-_ANGLE, _ANGLE, n)
     scale = _EM / (unit * rng.uniform(*_EM_PIXELS, n))
@@ -155,6 +150,16 @@ def distorted(rng: np.random.Generator, masks: Array, y: Array, size: int) -> Ar
     affine = np.einsum("ijn,jkn->nik", stretch, turn).astype(np.float32)
     points = np.einsum("nij,njhw->nihw", affine, points) + (_MASK - 1) / 2
     return _sampled(masks[y, font], points)
+
+
+def elastic(rng: np.random.Generator, n: int, size: int) -> Array:
+    """Return random displacements in pixels, smooth over the image: (n, 2, size, size) float32."""
+    unit = size / 28
+    rough = rng.uniform(-1, 1, (n, 2, size, size)).astype(np.float32)
+    sigma = _ELASTIC_SIGMA * unit
+    # A wider Gaussian averages more of the noise away, in proportion to sigma.
+    alpha = _ELASTIC_ALPHA * unit * unit
+    return alpha * gaussian_filter(rough, (0, 0, sigma, sigma), mode="constant")
 
 
 def _sampled(masks: Array, points: Array) -> Array:
@@ -178,14 +183,14 @@ def _in_colour(rng: np.random.Generator, ink: Array) -> Array:
     """Paint the ink in one colour on a background that goes from a second to a third."""
     n, size = len(ink), ink.shape[1]
     front, start, end = np.moveaxis(rng.random((n, 3, 3)), 1, 0)
-    start, end = _told_apart(start, front), _told_apart(end, front)
+    start, end = told_apart(start, front), told_apart(end, front)
     across = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     back = start[:, None, None] * (1 - across) + end[:, None, None] * across
     picture = ink[..., None] * front[:, None, None] + (1 - ink[..., None]) * back
     return _noisy(rng, picture.astype(np.float32))
 
 
-def _told_apart(colour: Array, front: Array) -> Array:
+def told_apart(colour: Array, front: Array) -> Array:
     """Put the opposite of `front` in place of colours too close to it, (n, 3) each."""
     close = np.linalg.norm(colour - front, axis=-1, keepdims=True) < _CONTRAST
     return np.where(close, (front + 0.5) % 1, colour)
