@@ -1,10 +1,13 @@
 """Print what a run of the flow ended with."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from edgeprune.comparison import WayResult, WaysReport
     from edgeprune.pipeline import CompressionReport
 
 
@@ -24,6 +27,9 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
         Column("ms", "ms"),
         Column("relative", "ratio"),
     ]
+    sized = report.rows[0].macs is not None
+    if sized:
+        columns += [Column("MACs", "count"), Column("parameters", "count")]
     rows = [
         (
             row.name,
@@ -33,9 +39,78 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
             row.sparsity,
             row.latency_ms,
             row.relative_latency,
+            *((row.macs, row.parameters) if sized else ()),
         )
         for row in report.rows
     ]
     print_table(columns, rows)
     click.echo("\nms: median latency of one inference, measured on this machine, 1 thread")
     click.echo(f"Files: {report.output}/ (result: {report.rows[-1].file})")
+
+
+def print_ways(report: "WaysReport", as_json: bool) -> None:
+    """Print the comparison as JSON, or as a table with the ways in rows."""
+    if as_json:
+        click.echo(report.to_json())
+        return
+    from edgeprune.report.table import Column, print_table
+
+    columns = [
+        Column("way"),
+        Column(report.score_name, "count"),
+        Column("spread", "count"),
+        Column("difference", "count"),
+        Column("MACs", "count"),
+        Column("parameters", "count"),
+        Column("epochs", "count"),
+        Column("compute", "ratio"),
+    ]
+    # Errors may be of any size, fractions are read by their places.
+    figure = ("{:.4f}" if report.score_name == "accuracy" else "{:.4g}").format
+    rows = [
+        (
+            way.name,
+            figure(way.mean),
+            None if way.std is None else f"±{figure(way.std)}",
+            None if way.way == "dense" else _difference(way, figure),
+            way.macs,
+            way.parameters,
+            f"{way.epochs:g}",
+            way.compute,
+        )
+        for way in report.ways
+    ]
+    print_table(columns, rows)
+    seeds = len(report.seeds)
+    click.echo(
+        f"\n{report.score_name}: on the validation data, mean of {seeds} seed"
+        f"{'' if seeds == 1 else 's'}; spread: standard deviation; difference: to the unpruned "
+        "model of the same seed; compute: of all training, by that of the unpruned model"
+    )
+    for note in report.notes:
+        click.echo(note)
+    click.echo(f"Files: {report.output}/")
+
+
+def _difference(way: "WayResult", figure: Callable[[float], str]) -> str:
+    spread = "" if way.difference_std is None else f" ±{figure(way.difference_std)}"
+    return f"{'-' if way.difference < 0 else '+'}{figure(abs(way.difference))}{spread}"
+
+
+def plot_ways(report: "WaysReport", path: Path) -> None:
+    """Draw the comparison's scores with their spread."""
+    from edgeprune.report.plots import ScoreBar, plot_scores
+
+    whole = report.ways[0]
+    bars = [
+        ScoreBar(
+            way.name,
+            f"{way.macs / whole.macs:.2f}x MACs · {way.epochs:g} epochs · "
+            f"{way.compute:.2f}x compute",
+            way.scores,
+            way.mean,
+            way.std,
+        )
+        for way in report.ways
+    ]
+    plot_scores(bars, path, report.score_name, "Ways to a smaller model")
