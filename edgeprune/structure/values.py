@@ -84,13 +84,19 @@ def exactly(array: Any) -> Value:
 
 
 def product(a: Value, b: Value) -> Value:
-    """Multiply; what meets a zero is zero, for inputs are finite."""
-    with np.errstate(invalid="ignore"):
-        corners = np.stack(
-            np.broadcast_arrays(a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high)
+    """Multiply; zero times infinity is zero, for it stands for something finite."""
+    corners = np.stack(
+        np.broadcast_arrays(
+            *(_times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)),
         )
-    corners = np.where(np.isnan(corners), 0.0, corners)
+    )
     return Value(corners.min(0), corners.max(0))
+
+
+def _times(x: Array, y: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        exact = x * y
+    return np.where(np.isnan(exact) & ~np.isnan(x) & ~np.isnan(y), 0.0, exact)
 
 
 class Weights:
@@ -106,7 +112,7 @@ class Weights:
         self._rounding = rounding
         most, least = (taps[0], taps[0]) if len(taps) == 1 else (taps.max(0), taps.min(0))
         self._up, self._down = most > 0, least < 0
-        self._sound = bool(np.isfinite(taps.sum(dtype=np.float64)))
+        self._sound = np.isfinite(taps.sum((0, 1), dtype=np.float64))
         self.used: Array = (most != 0) | (least != 0)
         """(inputs, outputs) bool: where not every tap is zero."""
 
@@ -118,13 +124,12 @@ class Weights:
           bias: (outputs,) float64.
           padded: whether some taps may fall beside the input and count as zero.
         """
-        if not self._sound:
-            return Value(np.full(bias.shape, -np.inf), np.full(bias.shape, np.inf))
         if padded:
             given = given.joined(exactly(0.0))
         low, high = given.low, given.high
-        no_least = _any(self._up, low == -np.inf) | _any(self._down, high == np.inf)
-        no_greatest = _any(self._up, high == np.inf) | _any(self._down, low == -np.inf)
+        unknown = ~(self._sound & np.isfinite(bias))
+        no_least = unknown | _any(self._up, low == -np.inf) | _any(self._down, high == np.inf)
+        no_greatest = unknown | _any(self._up, high == np.inf) | _any(self._down, low == -np.inf)
         finite = Value(np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0))
         bounded = np.flatnonzero(~(no_least & no_greatest))
         least, greatest = np.full(bias.shape, -np.inf), np.full(bias.shape, np.inf)
@@ -134,12 +139,16 @@ class Weights:
             sums = self._sums(finite, bias[columns], columns)
             least[columns], greatest[columns] = sums.low, sums.high
         # Rounding keeps the sign of a sum whose terms all have that sign.
-        never_above = ~_any(self._up, high > 0) & ~_any(self._down, low < 0) & (bias <= 0)
-        never_below = ~_any(self._up, low < 0) & ~_any(self._down, high > 0) & (bias >= 0)
+        never_above = (
+            ~unknown & ~_any(self._up, high > 0) & ~_any(self._down, low < 0) & (bias <= 0)
+        )
+        never_below = (
+            ~unknown & ~_any(self._up, low < 0) & ~_any(self._down, high > 0) & (bias >= 0)
+        )
         least = np.where(no_least, -np.inf, least)
         greatest = np.where(no_greatest, np.inf, greatest)
         # Otherwise the sum of what never changes, computed twice, might differ in its last bit.
-        settled = ~_any(self.used, ~given.constant)
+        settled = ~unknown & ~_any(self.used, ~given.constant)
         greatest = np.where(settled, least, greatest)
         return Value(
             np.where(never_below & ~settled, np.maximum(least, 0.0), least),
