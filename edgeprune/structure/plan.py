@@ -1,24 +1,23 @@
 """Plan which channels leave a model, and say what that saves, before anything is cut."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import UnsupportedError
 from edgeprune.keras_macs import keras_macs
 from edgeprune.macs import Macs
 from edgeprune.report.table import Cell, Column, format_cell, render
 from edgeprune.structure.budget import Remaining
 from edgeprune.structure.evidence import Evidence
 from edgeprune.structure.graph import ChannelGraph, Refusal, channel_graph
-from edgeprune.structure.importance import Criterion, CriterionName, criterion_of, score
-from edgeprune.structure.scope import Selector, selected
-from edgeprune.structure.selection import Limits, Ranking, Removed, choose
+from edgeprune.structure.importance import Criterion, CriterionName, Scores, criterion_of, score
+from edgeprune.structure.request import PruningRequest
+from edgeprune.structure.scope import Selector, listed, selected
+from edgeprune.structure.selection import Ranking, Removed, choose
 from edgeprune.structure.surgery import shrink
 
-_MAX_RATIO = 0.9
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def plan_channels(
     round_to: int = 8,
     min_channels: int = 1,
     max_ratio: float | None = None,
-    skip: Sequence[Selector] = (),
+    skip: Selector | Sequence[Selector] = (),
     ratios: Mapping[Selector, float] | None = None,
     seed: int = 0,
 ) -> PruningPlan:
@@ -171,124 +170,202 @@ def plan_channels(
       UnsupportedError: a subclassed or tf_keras model, or `target_macs` of a model whose
         multiply-accumulates cannot be known.
     """
-    _check(pruning_ratio, target_macs, target_parameters, ranking, round_to, min_channels)
-    function = criterion_of(criterion, seed)
-    limits = Limits(round_to, min_channels, _max_ratio(max_ratio, pruning_ratio))
+    request = PruningRequest(
+        pruning_ratio=pruning_ratio,
+        target_macs=target_macs,
+        target_parameters=target_parameters,
+        criterion=criterion,
+        ranking=ranking,
+        data=data,
+        batches=batches,
+        batch_size=batch_size,
+        round_to=round_to,
+        min_channels=min_channels,
+        max_ratio=max_ratio,
+        skip=skip,
+        ratios=ratios,
+        seed=seed,
+    )
+    return plan(model, request)
+
+
+def plan(
+    model: Any, request: PruningRequest, first: PruningPlan | None = None, share: float = 1
+) -> PruningPlan:
+    """Plan as `plan_channels` does, or one round of several.
+
+    Args:
+      model: what is left of the original.
+      request: the arguments of `plan_channels`.
+      first: the first round's plan: budgets are fractions of the model before it.
+      share: of the way to the budget to have gone after this round, in (0, 1].
+    """
     graph = channel_graph(model)
-    skipped = {index for name in skip for index in selected(model, graph.groups, name, "skip")}
+    skipped = {
+        index
+        for selector in request.skipped
+        for index in selected(model, graph.groups, selector, "skip")
+    }
+    own: dict[int, float] = {}
+    for selector, ratio in (request.ratios or {}).items():
+        for index in selected(model, graph.groups, selector, "ratios"):
+            own.setdefault(index, ratio)
+    macs = _counted(model)
+    if request.target_macs is not None and macs.total is None:
+        raise UnsupportedError(
+            f"target_macs needs the model's multiply-accumulates, which are not known: "
+            f"{macs.reason}; or give target_parameters or pruning_ratio instead"
+        )
+    data = request.data
     if data is not None:
-        data = Evidence(model, data, batches, batch_size, graph)
-    own = _own_ratios(model, graph, ratios or {})
+        data = Evidence(model, data, request.batches, request.batch_size, graph)
+    function = criterion_of(request.criterion, request.seed)
     scores = {
         index: score(function, group, model, data)
         for index, group in enumerate(graph.groups)
         if index not in skipped and not group.frozen.all()
     }
-    macs = keras_macs(model)
-    remaining = Remaining(graph, macs.by_layer)
-    target, cost = None, None
-    if target_parameters is not None:
-        target, cost = target_parameters * model.count_params(), remaining.parameters
-    if target_macs is not None:
-        if macs.total is None:
-            raise UnsupportedError(
-                f"target_macs needs the model's multiply-accumulates, which cannot be known: "
-                f"{macs.reason}; or give target_parameters or pruning_ratio"
-            )
-        target, cost = target_macs * macs.total, remaining.macs
-    removed = choose(
-        graph.groups,
-        scores,
-        pruning_ratio=pruning_ratio,
-        target=target,
-        cost=cost,
-        ranking=ranking,
-        limits=limits,
-        ratios=own,
-    )
-    return _described(graph, removed, remaining, macs)
+    return _Planning(graph, request, scores, own, macs, first, share).plan()
 
 
-def _described(
-    graph: ChannelGraph, removed: Removed, remaining: Remaining, macs: Macs
-) -> PruningPlan:
-    empty = np.empty(0, np.int64)
-    groups = tuple(
-        GroupPlan(
-            group.name,
-            group.kind,
-            group.layers,
-            group.size,
-            group.size - len(removed.get(index, empty)),
-            int(group.frozen.sum()),
+class _Planning:
+    """One plan in the making."""
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        request: PruningRequest,
+        scores: dict[int, Scores],
+        own: dict[int, float],
+        macs: Macs,
+        first: PruningPlan | None,
+        share: float,
+    ) -> None:
+        self._graph = graph
+        self._request = request
+        self._scores = scores
+        self._own = {index: ratio * share for index, ratio in own.items()}
+        self._macs = macs
+        self._share = share
+        self._sizes = {group.name: group.channels_before for group in first.groups} if first else {}
+        self._all_parameters = first.parameters_before if first else graph.model.count_params()
+        self._all_macs = first.macs_before if first else macs.total
+        self._remaining = Remaining(graph, macs.by_layer)
+
+    def plan(self) -> PruningPlan:
+        request = self._request
+        notes = [] if self._macs.reason is None else [f"MACs are not known: {self._macs.reason}"]
+        if request.target_parameters is not None:
+            target = self._all_parameters * _part(request.target_parameters, self._share)
+            removed = self._choose(target, self._remaining.parameters)
+            left = self._remaining.parameters(removed)
+            notes += _missed("target_parameters", left, target, self._all_parameters, request)
+            macs = self._macs_after(removed)
+        elif request.target_macs is not None and self._all_macs is not None:
+            target = self._all_macs * _part(request.target_macs, self._share)
+            removed, macs = self._within_macs(target)
+            notes += _missed("target_macs", macs or 0, target, self._all_macs, request)
+        else:
+            removed = self._choose()
+            macs = self._macs_after(removed)
+        return self._described(removed, macs, [*notes, *self._notes(removed)])
+
+    def _choose(
+        self, target: float | None = None, cost: Callable[[Removed], float] | None = None
+    ) -> Removed:
+        request, groups = self._request, self._graph.groups
+        return choose(
+            groups,
+            self._scores,
+            pruning_ratio=(request.pruning_ratio or 0) * self._share,
+            target=target,
+            cost=cost,
+            ranking=request.ranking,
+            limits=request.limits,
+            ratios=self._own,
+            before={
+                index: max(group.size, self._sizes.get(group.name, 0))
+                for index, group in enumerate(groups)
+            },
         )
-        for index, group in enumerate(graph.groups)
-    )
-    after = None if macs.total is None else keras_macs(shrink(graph, removed)).total
-    return PruningPlan(
-        graph,
-        removed,
-        groups,
-        graph.refused,
-        graph.model.count_params(),
-        remaining.parameters(removed),
-        macs.total,
-        after,
-        () if macs.reason is None else (f"MACs are unknown: {macs.reason}",),
-    )
 
+    def _macs_after(self, removed: Removed) -> int | None:
+        if self._macs.total is None or not removed:
+            return self._macs.total
+        return _counted(shrink(self._graph, removed)).total
 
-def _check(
-    pruning_ratio: float | None,
-    target_macs: float | None,
-    target_parameters: float | None,
-    ranking: str,
-    round_to: int,
-    min_channels: int,
-) -> None:
-    targets = {"target_macs": target_macs, "target_parameters": target_parameters}
-    given = [
-        name
-        for name, value in {"pruning_ratio": pruning_ratio, **targets}.items()
-        if value is not None
-    ]
-    if len(given) != 1:
-        raise InputError(
-            f"got {' and '.join(given) or 'no budget'}; give exactly one of pruning_ratio, "
-            "target_macs and target_parameters"
-        )
-    if pruning_ratio is not None:
-        _check_ratio(pruning_ratio, "pruning_ratio")
-    for name, value in targets.items():
-        if value is not None and not 0 < value <= 1:
-            raise InputError(
-                f"{name}={value} is outside (0, 1]; it is the fraction that may stay, 0.5 for half"
+    def _within_macs(self, target: float) -> tuple[Removed, int | None]:
+        """Choose by the estimate, count, and aim lower where the estimate was too low."""
+        aim = target
+        for _ in range(_TRIES):
+            removed = self._choose(aim, self._remaining.macs)
+            macs = self._macs_after(removed)
+            estimate = self._remaining.macs(removed)
+            if macs is None or macs <= target or estimate > aim:
+                break
+            aim = min(aim * target / macs, estimate - 1)
+        return removed, macs
+
+    def _notes(self, removed: Removed) -> Iterator[str]:
+        request = self._request
+        whole = [
+            self._graph.groups[index].name
+            for index in self._scores
+            if self._graph.groups[index].widths.sum(1).max() <= request.round_to
+        ]
+        if whole and request.round_to > 1:
+            yield (
+                f"no larger than round_to={request.round_to}, so left whole: {listed(whole)}; "
+                "a smaller round_to cuts them"
             )
-    if ranking not in ("group", "global"):
-        raise InputError(f"ranking={ranking!r} is unknown; supported: group, global")
-    for name, count in {"round_to": round_to, "min_channels": min_channels}.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{name}={count!r} is not a whole number from 1 on")
+        if not removed and not whole and (request.pruning_ratio or 0) > 0:
+            yield "nothing leaves: every group is refused, skipped or at its limits"
+
+    def _described(self, removed: Removed, macs: int | None, notes: list[str]) -> PruningPlan:
+        graph = self._graph
+        groups = tuple(
+            GroupPlan(
+                group.name,
+                group.kind,
+                group.layers,
+                group.size,
+                group.size - len(removed.get(index, ())),
+                int(group.frozen.sum()),
+            )
+            for index, group in enumerate(graph.groups)
+        )
+        return PruningPlan(
+            graph,
+            removed,
+            groups,
+            graph.refused,
+            graph.model.count_params(),
+            self._remaining.parameters(removed),
+            self._macs.total,
+            macs,
+            tuple(notes),
+        )
 
 
-def _check_ratio(ratio: float, name: str) -> None:
-    if not 0 <= ratio < 1:
-        raise InputError(f"{name}={ratio} is outside [0, 1); it is a fraction, 0.5 for half")
+def _counted(model: Any) -> Macs:
+    try:
+        return keras_macs(model)
+    except UnsupportedError as error:
+        return Macs(None, reason=str(error))
 
 
-def _max_ratio(max_ratio: float | None, pruning_ratio: float | None) -> float:
-    if max_ratio is None:
-        return max(_MAX_RATIO, pruning_ratio or 0)
-    _check_ratio(max_ratio, "max_ratio")
-    return max_ratio
+def _part(target: float, share: float) -> float:
+    """Return the fraction that may stay after a share of the way from 1 to the target."""
+    return 1 - (1 - target) * share
 
 
-def _own_ratios(
-    model: Any, graph: ChannelGraph, ratios: Mapping[Selector, float]
-) -> dict[int, float]:
-    own: dict[int, float] = {}
-    for selector, ratio in ratios.items():
-        _check_ratio(ratio, f"ratios[{selector!r}]")
-        for index in selected(model, graph.groups, selector, "ratios"):
-            own.setdefault(index, ratio)
-    return own
+def _missed(
+    name: str, left: int, target: float, before: int, request: PruningRequest
+) -> Iterator[str]:
+    if left > target:
+        limits = request.limits
+        yield (
+            f"{name}={target / before:.3g} is not met: {left / before:.3f} stays with round_to="
+            f"{limits.round_to}, min_channels={limits.min_channels}, max_ratio="
+            f"{limits.max_ratio:g}, what is skipped and what is refused; loosen these"
+        )

@@ -1,34 +1,104 @@
 """Prune channels: plan, cut, and again after fine-tuning."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from edgeprune import models
 from edgeprune.errors import InputError
-from edgeprune.structure.plan import plan_channels
+from edgeprune.modelfiles import first_line
+from edgeprune.structure.plan import plan
+from edgeprune.structure.request import PruningRequest
 
 FineTune = Callable[[Any, int], Any]
-"""(smaller model, round from 0) -> None after training it in place, or the model to go on with."""
+"""(smaller model, round from 0) -> None where it trained that in place, or the model to go on
+with. What `fit` returns counts as None."""
 
 
 def prune_channels(
-    model: Any, *, rounds: int = 1, fine_tune: FineTune | None = None, **plan: Any
+    model: Any, *, rounds: int = 1, fine_tune: FineTune | None = None, **request: Any
 ) -> Any:
     """Return a smaller plain Keras model, without the channels that matter least.
 
+    Halve the channels of every layer but the last in three rounds::
+
+        smaller = edgeprune.prune_channels(
+            model, pruning_ratio=0.5, rounds=3,
+            fine_tune=lambda smaller, round: smaller.fit(x, y, epochs=2),
+        )
+
     Args:
       model: a built Keras 3 Functional or Sequential model; it is not changed.
-      rounds: in how many steps to get there.
-      fine_tune: called with the smaller model after every round.
-      **plan: as for `plan_channels`: a budget, a criterion, what to skip, ...
+      rounds: in how many steps to get to the budget; each leaves out the same share of the
+        original, by scores of the model as it is then, and the last meets the budget.
+      fine_tune: called with the smaller model and the round (from 0) after every round.
+      **request: as for `plan_channels`: a budget, a criterion, data, limits, what to skip.
+
+    Returns:
+      A new model with the layers' names, dtype policies and trainable flags of the original. If
+      that is compiled, so is this, in the same way and with a fresh optimizer.
 
     Raises:
-      InputError: a bad argument.
+      InputError: a bad argument, or weights or data that are not finite.
       UnsupportedError: the model cannot be pruned.
     """
-    if rounds != 1:
-        raise InputError(f"rounds={rounds!r} is not 1")
-    smaller = plan_channels(model, **plan).apply()
-    if fine_tune is not None:
-        tuned = fine_tune(smaller, 0)
-        smaller = smaller if tuned is None else tuned
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise InputError(f"rounds={rounds!r} is not a whole number from 1 on")
+    asked = PruningRequest(**request)
+    smaller, first = model, None
+    for number in range(rounds):
+        planned = plan(smaller, asked, first, (number + 1) / rounds)
+        first = first or planned
+        smaller = planned.apply()
+        compile_as(smaller, model)
+        if fine_tune is not None:
+            smaller = _tuned(fine_tune, smaller, number)
     return smaller
+
+
+def compile_as(smaller: Any, model: Any) -> None:
+    """Compile a model as another one is, with an optimizer that starts afresh.
+
+    Nothing is done where that one is not compiled. Metrics that cannot be made again from their
+    config are left out, with a warning.
+    """
+    keras = models.import_keras()
+    if not getattr(model, "compiled", False):
+        return
+    given = dict(model._compile_config.config)
+    optimizer = model.optimizer
+    if optimizer is not None:
+        # Keras wraps it for loss scaling again where the model computes in float16.
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        given["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+
+    def anew(metric: Any) -> Any:
+        # Strings and functions hold no state; a metric's belongs to its model.
+        if not isinstance(metric, keras.metrics.Metric):
+            return metric
+        return type(metric).from_config(metric.get_config())
+
+    for name in ("metrics", "weighted_metrics"):
+        try:
+            given[name] = keras.tree.map_structure(anew, given[name])
+        except (NotImplementedError, TypeError, ValueError) as error:
+            given[name] = None
+            warnings.warn(
+                f"the {name} of model '{model.name}' cannot be made again ({first_line(error)}); "
+                "the smaller model is compiled without them",
+                stacklevel=3,
+            )
+    smaller.compile(**given)
+
+
+def _tuned(fine_tune: FineTune, smaller: Any, number: int) -> Any:
+    keras = models.import_keras()
+    tuned = fine_tune(smaller, number)
+    if tuned is None or isinstance(tuned, keras.callbacks.History):
+        return smaller
+    if not isinstance(tuned, keras.Model):
+        raise InputError(
+            f"fine_tune returned {type(tuned).__name__}; it must return None after training the "
+            "model in place, or a Keras 3 model"
+        )
+    return tuned

@@ -26,11 +26,9 @@ def selected(
     paths = {path for path, layer in layers(model) if _matches(path, layer, selector)}
     shown = getattr(selector, "__name__", selector)
     if not paths:
-        names = [path for path, _ in layers(model)]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise InputError(
             f"{argument}={shown!r} matches no layer of model '{model.name}'; its layers are "
-            f"{', '.join(names[:_SHOWN])}{more}"
+            f"{listed([path for path, _ in layers(model)])}"
         )
     found = [
         index
@@ -43,6 +41,12 @@ def selected(
             f"'{model.name}'; name the layer that makes them, such as a convolution"
         )
     return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names one after the other, only the first of very many."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _layers(group: PruningGroup) -> set[str]:

@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Removed = dict[int, npt.NDArray[np.integer[Any]]]
 """Position of a group -> its channels that leave, ascending."""
+_FUZZ = 1e-9  # 0.7 * 10 is 7
 _FIRST = -1.0  # the level of cuts that are made whatever the budget
 
 
@@ -50,6 +51,7 @@ def choose(
     ranking: Ranking = "group",
     limits: Limits | None = None,
     ratios: Mapping[int, float] | None = None,
+    before: Mapping[int, int] | None = None,
 ) -> Removed:
     """Choose the channels that leave.
 
@@ -64,6 +66,8 @@ def choose(
         group's mean, are compared over all groups.
       limits: `Limits`.
       ratios: position of a group -> its own ratio, whatever the budget.
+      before: position of a group -> the channels that ratios are fractions of, where some of
+        them have left already.
 
     Returns:
       {position of a group: channels that leave}. A target that the limits do not allow to be met
@@ -71,45 +75,48 @@ def choose(
     """
     limits = limits or Limits()
     ratios = ratios or {}
-    cuts = _Cuts(groups, _levels(groups, scores, ranking, ratios), limits, ratios)
+    sizes = {index: (before or {}).get(index, groups[index].size) for index in scores}
+    gone = {index: sizes[index] - groups[index].size for index in scores}
+    levels = {index: np.full(groups[index].size, np.inf) for index in scores}
+    for index, level in levels.items():
+        own = np.flatnonzero(~groups[index].frozen)
+        # Among equals the lower channel goes first.
+        order = own[np.argsort(scores[index][own], kind="stable")]
+        level[order] = (np.arange(len(order)) + gone[index] + 0.5) / sizes[index]
+        if index in ratios:
+            level[order] = np.where(level[order] <= ratios[index] + _FUZZ, _FIRST, np.inf)
+    if ranking == "global":
+        _compare(levels, scores, ratios)
+    cuts = _Cuts(groups, levels, limits, ratios, sizes)
     if target is not None and cost is not None:
         return cuts.removed(cuts.within(target, cost))
     ratio = pruning_ratio or 0.0
     if ranking == "group":
-        return cuts.removed(int(np.searchsorted(cuts.levels, ratio, "right")))
-    asked = ratio * sum(groups[index].size for index in scores if index not in ratios)
+        return cuts.removed(int(np.searchsorted(cuts.levels, ratio + _FUZZ, "right")))
+    free = [index for index in scores if index not in ratios]
+    asked = ratio * sum(sizes[index] for index in free) - sum(gone[index] for index in free)
     return cuts.removed(cuts.nearest(asked))
 
 
-def _levels(
-    groups: Sequence[PruningGroup],
-    scores: Mapping[int, Floats],
-    ranking: Ranking,
-    ratios: Mapping[int, float],
-) -> dict[int, Floats]:
-    """Return for each channel the ratio from which on it is to leave; infinity if never."""
-    free = {index: np.flatnonzero(~groups[index].frozen) for index in scores}
-    levels = {index: np.full(groups[index].size, np.inf) for index in scores}
-    together = []
-    for index, own in free.items():
-        # Among equals the lower channel goes first.
-        order = own[np.argsort(scores[index][own], kind="stable")]
-        level = (np.arange(len(order)) + 0.5) / groups[index].size
-        if index in ratios:
-            level = np.where(level <= ratios[index], _FIRST, np.inf)
-        elif ranking == "global":
-            together.append(index)
-        levels[index][order] = level
-    if together:
-        values = np.concatenate(
-            [scores[index][free[index]] / (np.abs(scores[index]).mean() or 1) for index in together]
-        )
-        level = np.empty(len(values))
-        level[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / len(values)
-        ends = np.cumsum([len(free[index]) for index in together])[:-1]
-        for index, part in zip(together, np.split(level, ends), strict=True):
-            levels[index][free[index]] = part
-    return levels
+def _compare(
+    levels: Mapping[int, Floats], scores: Mapping[int, Floats], ratios: Mapping[int, float]
+) -> None:
+    """Put the channels of all groups without a ratio of their own in one order."""
+    free = {
+        index: np.flatnonzero(level < np.inf)
+        for index, level in levels.items()
+        if index not in ratios
+    }
+    if not free:
+        return
+    values = np.concatenate(
+        [scores[index][own] / (np.abs(scores[index]).mean() or 1) for index, own in free.items()]
+    )
+    level = np.empty(len(values))
+    level[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / max(len(values), 1)
+    ends = np.cumsum([len(own) for own in free.values()])[:-1]
+    for (index, own), part in zip(free.items(), np.split(level, ends), strict=True):
+        levels[index][own] = part
 
 
 class _Cuts:
@@ -121,13 +128,17 @@ class _Cuts:
         levels: Mapping[int, Floats],
         limits: Limits,
         ratios: Mapping[int, float],
+        sizes: Mapping[int, int],
     ) -> None:
         self._owners: list[int] = []
         self._orders: list[Ints] = []
         """For each block its channels, the first to leave first."""
         made: list[tuple[float, list[tuple[int, int]]]] = []
         for index, level in levels.items():
-            made += self._group(index, groups[index], level, limits, ratios.get(index))
+            most = max(limits.max_ratio, ratios.get(index, 0))
+            group = groups[index]
+            least = (1 - most) * sizes[index] / group.size
+            made += self._group(index, group, level, limits, least)
         made.sort(key=lambda cut: cut[0])  # stable: each block's cuts stay in their order
         self.levels = np.array([level for level, _ in made])
         self._ends = np.cumsum([0] + [len(cut) for _, cut in made])
@@ -135,12 +146,11 @@ class _Cuts:
         self._sizes = np.array([len(order) for order in self._orders], int)
 
     def _group(
-        self, index: int, group: PruningGroup, level: Floats, limits: Limits, own: float | None
+        self, index: int, group: PruningGroup, level: Floats, limits: Limits, least: float
     ) -> list[tuple[float, list[tuple[int, int]]]]:
         columns, block_of = np.unique(group.widths, axis=1, return_inverse=True)
         cuts: list[tuple[float, list[tuple[int, int]]]] = []
         odd: list[tuple[int, int]] = []
-        most = limits.max_ratio if own is None else max(own, limits.max_ratio)
         for number, column in enumerate(columns.T):
             channels = np.flatnonzero(block_of.ravel() == number)
             order = channels[np.argsort(level[channels], kind="stable")]
@@ -150,7 +160,7 @@ class _Cuts:
             size, step = len(order), _multiple(column, limits.round_to)
             floor = max(
                 int(group.frozen[order].sum()),
-                math.ceil((1 - most) * size - 1e-9),
+                math.ceil(least * size - _FUZZ),
                 -(-limits.min_channels // int(column[column > 0].min())),
                 1,
             )
