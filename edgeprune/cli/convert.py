@@ -97,6 +97,11 @@ def _input_shapes(
     help="Largest rms error of the verification, in standard deviations of the outputs; in place "
     "of the mode's own, which also lets mere rounding pass.",
 )
+@click.option(
+    "--keep-dead",
+    is_flag=True,
+    help="Keep the channels that cannot change the output; they leave otherwise.",
+)
 @click.option("--no-verify", is_flag=True, help="Keep the file even if it was not compared.")
 @unsafe_option
 @json_option
@@ -111,6 +116,7 @@ def convert(
     input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None,
     allow_select_ops: bool,
     tolerance: float | None,
+    keep_dead: bool,
     no_verify: bool,
     unsafe: bool,
     as_json: bool,
@@ -118,8 +124,9 @@ def convert(
     """Convert a Keras MODEL to a verified .tflite file.
 
     MODEL is a .keras or .h5 file of Keras 3 or tf_keras, or a SavedModel folder. Pruning
-    wrappers and quantization-aware layers are stripped first. The result is run beside the
-    Keras model; a file that computes something else is not kept.
+    wrappers and quantization-aware layers are stripped first, and channels that cannot change
+    the output leave. The result is run beside the Keras model; a file that computes something
+    else is not kept.
     """
     from edgeprune.export.convert import convert as run
     from edgeprune.report.progress import step_status
@@ -136,6 +143,7 @@ def convert(
             input_shape=input_shape,
             allow_select_ops=allow_select_ops,
             tolerance=tolerance,
+            clean=not keep_dead,
             verify=not no_verify,
             unsafe=unsafe,
             progress=status,
@@ -154,6 +162,7 @@ def _document(artifact: "Artifact") -> dict[str, object]:
         "gzip_bytes": artifact.gzip_bytes,
         "quantization": artifact.quantization,
         "sparsity": artifact.sparsity,
+        "dead_channels": artifact.dead_channels,
         "verification": verification
         and {
             "samples": verification.samples,

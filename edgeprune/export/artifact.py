@@ -69,6 +69,12 @@ class Artifact:
     made_by: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def dead_channels(self) -> dict[str, Any]:
+        """What left because it cannot change the output, or ``reason``: why nothing did."""
+        dead: dict[str, Any] = self.made_by.get("dead_channels", {})
+        return dead
+
+    @property
     def record_path(self) -> Path:
         """The JSON that lies beside the file and says how it was made."""
         return record_path(self.path)
@@ -89,6 +95,7 @@ class Artifact:
         # "dense: ..." says why zeros that could be encoded were not; of few zeros nobody asks.
         if (encoding := str(self.made_by.get("weights_encoding", ""))).startswith("dense: "):
             lines.append(f"weights stored {encoding}")
+        lines += str(self.dead_channels.get("summary", "")).splitlines()
         verified = "not verified, as asked" if self.verification is None else self.verification
         return "\n".join([*lines, str(verified)])
 

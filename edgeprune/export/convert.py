@@ -20,6 +20,7 @@ from edgeprune.export.artifact import Artifact, Verification, record_path
 from edgeprune.export.converter import to_tflite
 from edgeprune.export.encode import Sparse, encode_sparse
 from edgeprune.export.float32 import in_float32
+from edgeprune.export.keras_cleanup import cleaned, kept
 from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
 from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
@@ -47,6 +48,7 @@ def convert(
     input_shape: Shapes | None = None,
     io: str = "float",
     sparse: Sparse = "auto",
+    clean: bool = True,
     verify: bool = True,
     tolerance: float | None = None,
     allow_select_ops: bool = False,
@@ -70,6 +72,9 @@ def convert(
       io: ``float``, or ``int8`` for an int8 model that takes and gives integers.
       sparse: sparse encoding of the weights: ``auto`` where it makes the file smaller and the
         interpreter computes the same, ``on`` or ``off``.
+      clean: leave out the channels of a Keras 3 model, or of a .tflite file, that cannot change
+        its output; see `edgeprune.remove_dead_channels`. The verification still runs against the
+        model as it was given.
       verify: run the file beside the Keras model, and keep it only if they agree.
       tolerance: of the verification: largest root mean square error, in standard deviations of
         the outputs. It takes the place of the mode's own, which also lets mere rounding pass; see
@@ -95,9 +100,12 @@ def convert(
     source, program = _program(model, unsafe, input_shape)
     program = program.fixed(batch, input_shape)
     columns = None if calibration is None else load_calibration(calibration, program.inputs)
-    tell("convert")
+    tell("clean up")
+    smaller, dead = cleaned(program) if clean else (program, kept("kept, as asked"))
+    removed = dead["channels_removed"]
+    tell(f"convert without {removed:,} dead channels" if removed else "convert")
     content = to_tflite(
-        program,
+        smaller,
         quantize,
         columns,
         integer_io=io == "int8",
@@ -114,7 +122,7 @@ def convert(
         expected = reference(program, samples)
         verification = compare(program, interpreter, samples, expected, quantize, tolerance)
         if not verification.passed:
-            raise VerificationError(_failed(verification))
+            raise VerificationError(_failed(verification, removed))
     graph = tflite.read(content)
     artifact = Artifact(
         path=output,
@@ -131,11 +139,13 @@ def convert(
                 "io": io,
                 "batch": batch,
                 "sparse": sparse,
+                "clean": clean,
                 "allow_select_ops": allow_select_ops,
             },
             "inputs": [asdict(spec) for spec in program.inputs],
             "outputs": list(program.outputs),
             "weights_encoding": encoding,
+            "dead_channels": dead,
             "calibration_samples": 0 if columns is None else len(columns[0]),
             "verified_on": _verified_on(verify, columns),
             "versions": _versions(),
@@ -235,7 +245,7 @@ def _same(dense: bytes, encoded: bytes, program: Program, samples: Sequence[Arra
     )
 
 
-def _failed(verification: Verification) -> str:
+def _failed(verification: Verification, removed: int) -> str:
     agreement = verification.argmax_agreement
     return (
         f"the converted model does not compute what the Keras model computes: max abs error "
@@ -243,6 +253,7 @@ def _failed(verification: Verification) -> str:
         + ("" if agreement is None else f", arg max the same on {agreement:.1%}")
         + f" (tolerance: {verification.tolerance}); no file was written. Try a finer quantization "
         "or more typical calibration data; --tolerance or --no-verify accepts it"
+        + (f"; --keep-dead keeps the {removed:,} dead channels that were removed" * bool(removed))
     )
 
 

@@ -59,6 +59,7 @@ def test_convert_prints_the_contract_and_nothing_else(folder, converted):
         "gzip_bytes",
         "quantization",
         "sparsity",
+        "dead_channels",
         "verification",
     ]
     assert document["output"] == str(folder / "model.tflite")
