@@ -205,6 +205,13 @@ def copy_weights(pairs: list[tuple[Any, Any]]) -> None:
             getattr(old, "weights", ()), getattr(new, "weights", ()), strict=True
         ):
             target.assign(source)
+        settle(new)
+
+
+def settle(layer: Any) -> None:
+    """Let a layer derive what it keeps beside its weights, now that they have their values."""
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()
 
 
 def calls(container: Any) -> Iterator[tuple[Any, int]]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.rebuild import copied, rebuild
+from edgeprune.rebuild import copied, rebuild, settle
 from edgeprune.structure.call import Part
 from edgeprune.structure.graph import Bools, ChannelGraph
 
@@ -59,6 +59,7 @@ def shrink(graph: ChannelGraph, removed: dict[int, npt.NDArray[np.integer[Any]]]
         ):
             part = record.parts.get(id(source))
             target.assign(source if part is None else _sliced(part, kept))
+        settle(new)
     return smaller
 
 
@@ -80,7 +81,7 @@ def _unbound(config: Any) -> bool:
     That is how the layers that it holds were built, and arrays as initial values.
     """
     if isinstance(config, list | tuple):
-        return any([_unbound(value) for value in config])
+        return sum(map(_unbound, config)) > 0  # all of them, not only up to the first
     if not isinstance(config, dict):
         return False
     found = config.get("class_name") == "Constant" and isinstance(
@@ -91,7 +92,7 @@ def _unbound(config: Any) -> bool:
     # Of the layers inside; at the top, `from_config` does not look at it.
     if "class_name" in config and config.pop("build_config", None) is not None:
         found = True
-    return any([_unbound(value) for value in config.values()]) or found
+    return sum(map(_unbound, config.values())) > 0 or found
 
 
 def _set(config: Any, path: tuple[str | int, ...], value: int) -> None:

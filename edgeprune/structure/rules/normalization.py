@@ -23,6 +23,8 @@ def batch(call: Call) -> list[Axes]:
 def layer(call: Call) -> list[Axes]:
     """Take scale and shift along; mean and variance are then those of the kept channels."""
     normalization = call.layer
+    if getattr(normalization, "rms_scaling", False):
+        return list(call.freeze_all("has the deprecated rms_scaling"))
     scale = getattr(normalization, "gamma", None)
     if scale is None:  # RMSNormalization calls it otherwise; without it, `scale` is a flag
         scale = normalization.scale if hasattr(normalization.scale, "shape") else None
