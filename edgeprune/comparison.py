@@ -245,7 +245,9 @@ class _Comparison:
         started = time.perf_counter()
         model = self._start(way, seed)
         if way in _PRUNING and leg.share > 0:
-            model = plan_share(self._model, model, self._spec, leg.share, self._data).apply()
+            model = plan_share(
+                self._model, model, self._model, self._spec, leg.share, self._data, seed
+            ).apply()
         training = replace(self._training, seed=seed)
         trainer = Trainer(self._model, self._data, self._spec, training, self._progress)
         trainer.train(model, leg, epochs, stage, tuning=way in _CONTINUED)

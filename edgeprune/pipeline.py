@@ -238,7 +238,9 @@ class _Run:
         if number == 0 and spec.way == "during":
             model = renewed(model, training.seed)
         if leg.share > 0:
-            plan = plan_share(original, model, spec, leg.share, self.data)
+            plan = plan_share(
+                original, model, self.model, spec, leg.share, self.data, training.seed
+            )
             for note in plan.notes:
                 _log.warning("%s: %s", stage, note)
             model = plan.apply()

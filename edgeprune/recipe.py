@@ -53,12 +53,13 @@ class StructureSpec:
       ranking: ``group`` (the same fraction of each) or ``global``.
       round_to: the channels that stay are a multiple of this.
       min_channels: that stay in each group.
-      max_ratio: largest fraction of one group that may leave.
+      max_ratio: largest fraction of one group that may leave; None for 0.9, or the pruning ratio
+        where that is larger.
       skip: names, name patterns or types of layers whose channels stay.
       way: as above.
       rounds: in how many steps channels leave, with training between, by the ways ``fine-tune``
         and ``during``.
-      epochs: of fine-tuning, in all rounds together.
+      epochs: of fine-tuning, in all rounds together; 0 for none, after a single round.
       dense_epochs: that training the unpruned model takes.
       learning_rate: of fine-tuning; None takes the one of `TrainingSpec`.
       decay: ``cosine`` lets the rate fall to zero over each training of this stage, ``none`` keeps
@@ -73,7 +74,7 @@ class StructureSpec:
     ranking: Literal["group", "global"] = "group"
     round_to: int = 8
     min_channels: int = 1
-    max_ratio: float = 0.9
+    max_ratio: float | None = None
     skip: tuple[str, ...] = ()
     way: Way = "fine-tune"
     rounds: int = 1
@@ -82,30 +83,34 @@ class StructureSpec:
     learning_rate: float | None = None
     decay: Literal["none", "cosine"] = "none"
 
-    def check(self) -> None:
-        """Refuse what contradicts itself.
+    def check(self, where: str = "recipe: structure.") -> None:
+        """Refuse what is out of range or contradicts itself.
+
+        Args:
+          where: what to put before the names of the keys.
 
         Raises:
-          InputError: not exactly one budget, or fewer epochs than rounds need.
+          InputError: a value out of range, not exactly one budget, or fewer epochs than rounds.
         """
+        _check_ranges(self, where)
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise InputError(
-                f"recipe: structure needs exactly one of {', '.join(BUDGETS)}; got {found}"
+                f"{where.rstrip('.')}: exactly one of {', '.join(BUDGETS)} is needed; got {found}"
             )
         if self.way.startswith("scratch") and self.rounds > 1:
             raise InputError(
-                f"recipe: structure.rounds is {self.rounds}, but way '{self.way}' prunes at once; "
+                f"{where}rounds is {self.rounds}, but way '{self.way}' prunes at once; "
                 "leave rounds out"
             )
         key, needed = (
             ("dense_epochs", self.rounds + 1) if self.way == "during" else ("epochs", self.rounds)
         )
-        if getattr(self, key) < needed:
+        if self.rounds > 1 and getattr(self, key) < needed:
             raise InputError(
-                f"recipe: structure.{key} is {getattr(self, key)}, but {self.rounds} rounds by "
-                f"way '{self.way}' need at least {needed}, one between any two"
+                f"{where}{key} is {getattr(self, key)}, but {self.rounds} rounds by "
+                f"way '{self.way}' need at least {needed}, one for each training between"
             )
 
 
@@ -178,7 +183,7 @@ class Recipe:
         for section in dataclasses.fields(self):
             spec = getattr(self, section.name)
             if spec is not None:
-                _check_ranges(spec)
+                _check_ranges(spec, f"recipe: {section.name}.")
         if self.structure is not None:
             self.structure.check()
         if self.quantization is not None and self.export.quantize not in ("int8", "int16x8"):
@@ -239,11 +244,10 @@ class Recipe:
         return "\n".join(lines)
 
 
-def _check_ranges(spec: Any) -> None:
-    section = type(spec).__name__.removesuffix("Spec").lower()
+def _check_ranges(spec: Any, prefix: str) -> None:
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        where = f"recipe: {section}.{field.name}"
+        where = prefix + field.name
         if value is None:
             continue
         leaving = field.name.endswith(("_sparsity", "_ratio"))
@@ -253,8 +257,9 @@ def _check_ranges(spec: Any) -> None:
             raise InputError(
                 f"{where} is the fraction that stays, in (0, 1], got {value:g}{_hint(value)}"
             )
-        if field.name in _COUNTS and value < 1:
-            raise InputError(f"{where} must be at least 1, got {value}")
+        least = 0 if field.name == "epochs" and isinstance(spec, StructureSpec) else 1
+        if field.name in _COUNTS and value < least:
+            raise InputError(f"{where} must be at least {least}, got {value}")
         if field.name == "learning_rate" and not value > 0:
             raise InputError(f"{where} must be above 0, got {value:g}")
 

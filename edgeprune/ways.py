@@ -1,6 +1,5 @@
 """The ways to a structurally pruned model: how it is trained before, between and after pruning."""
 
-import glob
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -11,10 +10,10 @@ from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedError
 from edgeprune.keras_macs import keras_macs
 from edgeprune.models import import_keras, layers, remade
-from edgeprune.recipe import StructureSpec, TrainingSpec, Way
-from edgeprune.structure.graph import channel_graph
-from edgeprune.structure.plan import PruningPlan, plan_channels
-from edgeprune.structure.scope import selected
+from edgeprune.recipe import BUDGETS, StructureSpec, TrainingSpec, Way
+from edgeprune.structure.plan import PruningPlan, plan, plan_channels
+from edgeprune.structure.pruning import compile_as
+from edgeprune.structure.request import PruningRequest
 from edgeprune.training import LEARNING_RATE, Progress, compile_like, fit
 
 keras: Any = import_keras()
@@ -93,25 +92,30 @@ def check_structure(model: Any, spec: StructureSpec) -> None:
 
 
 def plan_share(
-    original: Any, model: Any, spec: StructureSpec, share: float, data: Dataset | None
+    original: Any,
+    model: Any,
+    like: Any,
+    spec: StructureSpec,
+    share: float,
+    data: Dataset | None,
+    seed: int,
 ) -> PruningPlan:
     """Plan what leaves `model` to bring it a share of the way to the budget of `original`.
 
-    A model of which x stays in the end keeps x ** share, so every round removes the same part of
-    what is left; sizes are those of the original, so that rounding does not add up.
+    Args:
+      original: the model that budgets are fractions of.
+      model: what is left of it; it is compiled as `like` is, for criteria that look at the loss.
+      like: the user's model.
+      spec: budget, criterion and limits.
+      share: of the way, in (0, 1].
+      data: for criteria that look at some.
+      seed: of the criterion ``random``.
     """
-    budget: dict[str, Any]
-    if spec.target_macs is not None:
-        goal = spec.target_macs**share * macs_of(original)
-        budget = {"target_macs": min(1.0, goal / macs_of(model))}
-    elif spec.target_parameters is not None:
-        goal = spec.target_parameters**share * original.count_params()
-        budget = {"target_parameters": min(1.0, goal / model.count_params())}
-    else:
-        budget = _ratios(original, model, spec, share)
-    return plan_channels(
-        model,
-        **budget,
+    if model is not like:
+        compile_as(model, like)
+    first = plan_channels(original, pruning_ratio=0.0, criterion="random")
+    request = PruningRequest(
+        **{name: getattr(spec, name) for name in BUDGETS},
         criterion=spec.criterion,
         ranking=spec.ranking,
         data=data,
@@ -119,30 +123,9 @@ def plan_share(
         min_channels=spec.min_channels,
         max_ratio=spec.max_ratio,
         skip=spec.skip,
+        seed=seed,
     )
-
-
-def _ratios(original: Any, model: Any, spec: StructureSpec, share: float) -> dict[str, Any]:
-    assert spec.pruning_ratio is not None
-    keep = (1 - spec.pruning_ratio) ** share
-    before, now = _sizes(original, spec), _sizes(model, spec)
-    if spec.ranking == "global":
-        return {"pruning_ratio": max(0.0, 1 - keep * sum(before.values()) / sum(now.values()))}
-    own = {
-        glob.escape(name): max(0.0, 1 - keep * before[name] / size) for name, size in now.items()
-    }
-    return {"pruning_ratio": 0.0, "ratios": own}
-
-
-def _sizes(model: Any, spec: StructureSpec) -> dict[str, int]:
-    """Return how many channels each group has of which some may leave."""
-    groups = channel_graph(model).groups
-    skipped = {index for name in spec.skip for index in selected(model, groups, name, "skip")}
-    return {
-        group.name: group.size
-        for index, group in enumerate(groups)
-        if index not in skipped and not group.frozen.all()
-    }
+    return plan(model, request, first, share)
 
 
 def renewed(model: Any, seed: int) -> Any:
@@ -213,6 +196,8 @@ class Trainer:
           stage: what to call it to `progress`.
           tuning: it is fine-tuned, at that rate.
         """
+        if leg.begin == leg.end:
+            return
         rate = self._spec.learning_rate if tuning else None
         rate = self._training.learning_rate if rate is None else rate
         steps = -(-len(self.data.y) // self._training.batch_size)

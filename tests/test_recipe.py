@@ -112,10 +112,13 @@ def test_unknown_preset_names_the_presets():
         ("[structure]\ntarget_macs = nan", r"fraction that stays, in \(0, 1\], got nan$"),
         ("[structure]\ntarget_macs = 0", r"fraction that stays, in \(0, 1\], got 0$"),
         ("[structure]\ntarget_parameters = 40", "stays, .*got 40; did you mean 0.4"),
-        ("[structure]\nepochs = 3", "exactly one of pruning_ratio, .*; got none"),
+        (
+            "[structure]\nepochs = 3",
+            "structure: exactly one of pruning_ratio, .* is needed; got none",
+        ),
         (
             "[structure]\ntarget_macs = 0.5\npruning_ratio = 0.5",
-            "exactly one of .*; got pruning_ratio and target_macs",
+            "exactly one of .* got pruning_ratio and target_macs",
         ),
         ("[structure]\ncriterion = 'l3'", "criterion must be one of l1, l2, .*; got 'l3'"),
         (

@@ -14,6 +14,7 @@ from edgeprune.cli.demo import demo
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.inspect import inspect
 from edgeprune.cli.interrupt import ends_on_signals
+from edgeprune.cli.prune import prune
 from edgeprune.cli.quiet import quiet_native_logs
 from edgeprune.errors import EdgepruneError
 from edgeprune.modelfiles import first_line
@@ -38,7 +39,7 @@ def cli() -> None:
     """Make Keras models small and fast on the device they will run on, and prove it."""
 
 
-for command in (benchmark, compress, convert, demo, doctor, inspect):
+for command in (benchmark, compress, convert, demo, doctor, inspect, prune):
     cli.add_command(command)
 
 

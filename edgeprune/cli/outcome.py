@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -114,3 +114,61 @@ def plot_ways(report: "WaysReport", path: Path) -> None:
         for way in report.ways
     ]
     plot_scores(bars, path, report.score_name, "Ways to a smaller model")
+
+
+def print_pruned(figures: dict[str, Any], what: str, output: Path | None) -> None:
+    """Print what each group lost, what was kept and why, and the totals."""
+    from edgeprune.report.table import Column, format_cell, print_table
+
+    if figures["groups"]:
+        columns = [Column("layers"), Column(what, "count"), Column("after", "count")]
+        rows = [
+            (_layers(group), before, after, 1 - after / before)
+            for group in figures["groups"]
+            for before, after in [_counts(group)]
+        ]
+        print_table([*columns, Column("removed", "fraction")], rows)
+        click.echo()
+    if figures["refused"]:
+        kept = [(refusal["layer"], refusal["reason"]) for refusal in figures["refused"]]
+        print_table(["kept", "because"], kept)
+        click.echo()
+    for note in figures.get("notes", ()):
+        click.echo(f"Note: {note}")
+    for name, key in (("parameters", "parameters"), ("MACs", "macs")):
+        before, after = figures[f"{key}_before"], figures[f"{key}_after"]
+        share = f" ({after / before:.3f}x)" if before and after is not None else ""
+        click.echo(
+            f"{name}: {format_cell(before, 'count')} -> {format_cell(after, 'count')}{share}"
+        )
+    if "score_name" in figures:
+        before, after = figures["score_before"], figures["score_after"]
+        click.echo(f"{figures['score_name']}: {before:.4g} -> {after:.4g} on the validation data")
+    click.echo("Nothing was written." if output is None else f"File: {output}")
+
+
+def plot_groups(figures: dict[str, Any], what: str, path: Path) -> None:
+    """Draw what each group had and has."""
+    from edgeprune.report.plots import ChannelBar, plot_channels
+    from edgeprune.report.table import format_cell
+
+    bars = [ChannelBar(group["name"], *_counts(group)) for group in figures["groups"]]
+    totals = [
+        f"{format_cell(figures[f'{key}_before'], 'count')} → "
+        f"{format_cell(figures[f'{key}_after'], 'count')} {name}"
+        for name, key in (("parameters", "parameters"), ("MACs", "macs"))
+    ]
+    plot_channels(bars, path, " · ".join(totals), what)
+
+
+def _counts(group: dict[str, Any]) -> tuple[int, int]:
+    """How many channels or heads a group had and has, or layers of a block."""
+    if "removed" in group:
+        count = len(group["layers"])
+        return count, 0 if group["removed"] else count
+    return group["channels_before"], group["channels_after"]
+
+
+def _layers(group: dict[str, Any]) -> str:
+    more = len(group["layers"]) - 1
+    return f"{group['name']} and {more} more" if more > 0 else group["name"]

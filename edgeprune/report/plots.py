@@ -75,7 +75,9 @@ def check_plot(path: Path) -> None:
     _matplotlib()
 
 
-def plot_channels(bars: Sequence[ChannelBar], path: Path, title: str) -> None:
+def plot_channels(
+    bars: Sequence[ChannelBar], path: Path, title: str, unit: str = "channels"
+) -> None:
     """Draw how many channels each group had and has, in the order of the network.
 
     Beyond 48 groups the rows go on in further columns, so that every name stays readable.
@@ -84,6 +86,7 @@ def plot_channels(bars: Sequence[ChannelBar], path: Path, title: str) -> None:
       bars: a row each, the first on top.
       path: the .png or .svg file to write.
       title: a line above, such as the totals.
+      unit: what is counted.
 
     Raises:
       InputError, UnsupportedError: see `check_plot`.
@@ -98,7 +101,7 @@ def plot_channels(bars: Sequence[ChannelBar], path: Path, title: str) -> None:
         longest = max((bar.before for bar in bars), default=1)
         grid = figure.subplots(1, columns, squeeze=False)[0]
         for number, axes in enumerate(grid):
-            _channel_rows(axes, bars[number * rows : (number + 1) * rows], rows, longest)
+            _channel_rows(axes, bars[number * rows : (number + 1) * rows], rows, longest, unit)
         handles, names = grid[0].get_legend_handles_labels()
         if handles:
             figure.legend(
@@ -164,7 +167,9 @@ def plot_scores(bars: Sequence[ScoreBar], path: Path, score_name: str, title: st
         _bare(axes)
 
 
-def _channel_rows(axes: Any, bars: Sequence[ChannelBar], rows: int, longest: int) -> None:
+def _channel_rows(
+    axes: Any, bars: Sequence[ChannelBar], rows: int, longest: int, unit: str
+) -> None:
     places = range(len(bars))
     axes.barh(places, [bar.before for bar in bars], 0.72, color=_BEFORE, label="before")
     axes.barh(places, [bar.after for bar in bars], 0.72, color=_AFTER, label="after")
@@ -181,7 +186,7 @@ def _channel_rows(axes: Any, bars: Sequence[ChannelBar], rows: int, longest: int
     axes.set_yticks(places, [_short(bar.name) for bar in bars], fontsize=8)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, longest * 1.22)
-    axes.set_xlabel("channels")
+    axes.set_xlabel(unit)
     axes.grid(axis="x", color=_BEFORE, lw=0.6)
     _bare(axes)
 

@@ -1,0 +1,171 @@
+"""Prune a model's structure and fine-tune what is left: what `edgeprune prune` does."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeprune.data import Dataset, load_training_data
+from edgeprune.errors import InputError
+from edgeprune.files import check_target
+from edgeprune.models import load_model, save_model
+from edgeprune.recipe import BUDGETS, StructureSpec, TrainingSpec
+from edgeprune.scoring import score
+from edgeprune.structure.pruning import compile_as
+from edgeprune.training import Progress, predict
+from edgeprune.ways import Leg, Trainer, legs, plan_share
+
+What = Literal["channels", "heads", "layers"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A smaller model, and what it lost.
+
+    Attributes:
+      model: compiled as the original is; None where it was only planned.
+      figures: ``parameters_before parameters_after macs_before macs_after groups refused notes``
+        as plain values, and ``score_name score_before score_after`` if there were data.
+    """
+
+    model: Any
+    figures: dict[str, Any]
+
+
+def prune_file(
+    path: Path,
+    output: Path | None,
+    spec: StructureSpec,
+    *,
+    what: What = "channels",
+    criterion: str | None = None,
+    data: str | None = None,
+    training: TrainingSpec | None = None,
+    unsafe: bool = False,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Prune a model file. Arguments are those of `prune_structure`, and:
+
+    Args:
+      path: the .keras or .h5 file.
+      output: the file to write; None only plans, without training.
+      data: what `load_training_data` reads.
+      unsafe: load a .keras file that holds Python code (Lambda layers).
+
+    Raises:
+      InputError: a file cannot be read or written, or is both; see also `prune_structure`.
+    """
+    spec.check(where="")
+    if output is not None:
+        if output.suffix not in (".keras", ".h5"):
+            raise InputError(f"cannot save a model as {output}; supported: .keras, .h5")
+        check_target(output)
+        if output.exists() and path.exists() and output.samefile(path):
+            raise InputError(f"{output} is the model to prune; name another file to write")
+    model = load_model(path, unsafe=unsafe)
+    pruned = prune_structure(
+        model,
+        spec,
+        what=what,
+        criterion=criterion,
+        data=None if data is None else load_training_data(data).for_model(model),
+        training=training,
+        dry_run=output is None,
+        progress=progress,
+    )
+    if output is not None:
+        save_model(pruned.model, output)
+    return pruned
+
+
+def prune_structure(
+    model: Any,
+    spec: StructureSpec,
+    *,
+    what: What = "channels",
+    criterion: str | None = None,
+    data: Dataset | None = None,
+    training: TrainingSpec | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Prune channels, heads or layers, in rounds if there is fine-tuning between them.
+
+    Args:
+      model: a built Keras 3 Functional or Sequential model; it is not changed.
+      spec: budget, limits, rounds and epochs. Heads and layers leave by ratio, all at once.
+      what: leaves.
+      criterion: what decides; of heads and layers one of their own. None for the usual one.
+      data: to fine-tune on, and for criteria that look at some.
+      training: batch size and seed.
+      dry_run: only plan, without training: what the first round would be, had it the whole budget.
+      progress: called with (stage, fraction done, note).
+
+    Raises:
+      InputError: a bad argument, weights or data that are not finite, or no data where some are
+        needed.
+      UnsupportedError: the model cannot be pruned.
+    """
+    spec.check(where="")
+    training = training or TrainingSpec()
+    parts = legs("fine-tune", spec) if what == "channels" else [Leg(1.0, 0, spec.epochs)]
+    if dry_run:
+        parts = [Leg(1.0, 0, 0)]
+    tell = progress or (lambda stage, fraction, note: None)
+    trainer = None if data is None else Trainer(model, data, spec, training, progress)
+    documents = []
+    smaller = model
+    for number, leg in enumerate(parts):
+        part = f" {number + 1}/{len(parts)}" if len(parts) > 1 else ""
+        tell(f"planning{part}", 0.0, "")
+        plan = _plan(model, smaller, spec, what, criterion, leg.share, data, training.seed)
+        documents.append(plan.to_json())
+        tell(f"planning{part}", 1.0, "")
+        if dry_run:
+            return Pruned(None, documents[0])
+        smaller = plan.apply()
+        if trainer is not None and leg.end > leg.begin:
+            stage = f"fine-tuning{part}"
+            tell(stage, 0.0, "")
+            trainer.train(smaller, leg, parts[-1].end, stage, tuning=True)
+            tell(stage, 1.0, "")
+    compile_as(smaller, model)
+    figures = _over_rounds(documents)
+    if data is not None and len(model.outputs) == 1:
+        before, after = (score(data.y_val, predict(it, data.x_val)) for it in (model, smaller))
+        figures["score_name"] = before.name
+        figures["score_before"] = before.value
+        figures["score_after"] = after.value
+    return Pruned(smaller, figures)
+
+
+def _plan(
+    original: Any,
+    model: Any,
+    spec: StructureSpec,
+    what: What,
+    criterion: str | None,
+    share: float,
+    data: Dataset | None,
+    seed: int,
+) -> Any:
+    own: dict[str, Any] = {} if criterion is None else {"criterion": criterion}
+    if what == "channels":
+        return plan_share(original, model, original, replace(spec, **own), share, data, seed)
+    if spec.pruning_ratio is None:
+        raise InputError(
+            f"{what} are pruned by ratio, not by {BUDGETS[1]} or {BUDGETS[2]}; give a pruning ratio"
+        )
+    from edgeprune.structure.depth import plan_layers
+
+    return plan_layers(model, pruning_ratio=spec.pruning_ratio, skip=spec.skip, data=data, **own)
+
+
+def _over_rounds(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tell what all rounds together took, from what each took."""
+    first, last = documents[0], documents[-1]
+    if first is last:
+        return dict(first)
+    after = {group["name"]: group["channels_after"] for group in last["groups"]}
+    groups = [{**group, "channels_after": after[group["name"]]} for group in first["groups"]]
+    kept = {key: first[key] for key in ("parameters_before", "macs_before", "refused")}
+    return {**last, **kept, "groups": groups}
