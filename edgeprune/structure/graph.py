@@ -226,6 +226,8 @@ class _Builder:
     def axis(self, own: Ids, layer: str, kind: str) -> None:
         if kind == "fixed":
             return
+        if self.kind not in ("fixed", kind):
+            self.freeze(np.arange(len(self._frozen)), f"'{layer}' ties heads to channels")
         self.kind = kind
         self._layers.append(layer)
         self._widths.append(np.bincount(own, minlength=self._size))

@@ -97,7 +97,7 @@ def _run(container: Any, inputs: list[Any], reads: dict[int, list[Any]]) -> list
             masks = reads.get(id(operation), [])
             if masks:
                 args, kwargs = _mask_inputs(node, args, kwargs, masks)
-            made = _normalize(operation, args[0], masks) if masks else None
+            made = _normalize(operation, args[0], masks) if masks and args else None
             made = operation(*args, **kwargs) if made is None else made
         for tensor, value in zip(node.outputs, keras.tree.flatten(made), strict=True):
             known[id(tensor)] = value
@@ -112,7 +112,11 @@ def _mask_inputs(node: Any, args: Any, kwargs: Any, masks: list[Any]) -> Any:
         position = tensors[tensor]
         shape = [1] * len(given[position].shape)
         shape[axis] = -1
-        given[position] = given[position] * kept.reshape(shape).astype("float32")
+        masked = given[position] * kept.reshape(shape).astype("float32")
+        # Keras hangs the mask of padded steps on the tensor.
+        if getattr(given[position], "_keras_mask", None) is not None:
+            masked._keras_mask = given[position]._keras_mask
+        given[position] = masked
     return keras.tree.pack_sequence_as([args, kwargs], given)
 
 

@@ -13,6 +13,7 @@ from edgeprune.structure.call import Call, Tensor
 from edgeprune.structure.channels import Axes, Ids
 from edgeprune.structure.registry import register_pruning_rule as rule
 from edgeprune.structure.rules.dense import refused
+from edgeprune.structure.rules.einsum import misplaced
 
 
 @rule("MultiHeadAttention")
@@ -34,6 +35,7 @@ def multi_head(call: Call) -> list[Axes]:
         call.reads(dense.kernel, 0, input=source)
         call.makes(dense.kernel, 1, heads)
         call.makes(dense.bias, 0, heads, "bias")
+        _freeze_misplaced(call, dense.bias, heads)
     attended = len(layer.attention_axes)
     _attend(call, (query, key, value), heads, attended)
     output = layer.output_dense
@@ -48,7 +50,7 @@ def multi_head(call: Call) -> list[Axes]:
     return _with_scores(call, (*free, *made), heads, attended)
 
 
-@rule("GroupQueryAttention")
+@rule("GroupedQueryAttention")
 def grouped_query(call: Call) -> list[Axes]:
     """Make heads in bundles: a head of keys and values leaves with all the queries it answers.
 
@@ -76,6 +78,7 @@ def grouped_query(call: Call) -> list[Axes]:
         made = answered if dense in (layer._key_dense, layer._value_dense) else heads
         call.makes(dense.kernel, 1, made)
         call.makes(dense.bias, 0, made, "bias")
+        _freeze_misplaced(call, dense.bias, heads)
     _attend(call, (query, key, value), heads, 1)
     width = call.inputs[query][-1]
     call.tie(width, call.inputs[value][-1])
@@ -98,6 +101,11 @@ def _projections(layer: Any, query: int, key: int, value: int) -> Iterable[tuple
 
 def _refusal(layer: Any) -> str | None:
     return next(filter(None, map(refused, layer._flatten_layers())), None)
+
+
+def _freeze_misplaced(call: Call, bias: Any, heads: Ids) -> None:
+    if bias is not None and misplaced(bias):
+        call.freeze(heads, "has heads of one entry, whose bias Keras puts on another axis")
 
 
 def _attend(call: Call, sources: Sequence[int], heads: Ids, attended: int) -> None:

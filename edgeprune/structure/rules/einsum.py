@@ -1,10 +1,12 @@
 """Matrix products along any axes, written as an equation."""
 
+from typing import Any
+
 from edgeprune.structure.call import Call
 from edgeprune.structure.channels import Axes, Ids
 from edgeprune.structure.registry import register_pruning_rule as rule
-from edgeprune.structure.rules.activations import activated
 from edgeprune.structure.rules.dense import refused
+from edgeprune.structure.rules.elementwise import activated
 
 
 @rule("EinsumDense")
@@ -24,9 +26,7 @@ def einsum(call: Call) -> list[Axes]:
         return list(call.freeze_all("repeats a letter within one part of its equation"))
     source = _axes_of(read, len(call.input_shapes[0]))
     target = _axes_of(written, len(call.output_shapes[0]))
-    known: dict[str, Ids | None] = {
-        letter: call.inputs[0][axis] for letter, axis in source.items()
-    }
+    known: dict[str, Ids | None] = {letter: call.inputs[0][axis] for letter, axis in source.items()}
     for axis, letter in enumerate(own):
         if letter not in source:
             known[letter] = call.new(layer.kernel.shape[axis])
@@ -43,13 +43,26 @@ def einsum(call: Call) -> list[Axes]:
         for axis in range(-1, -len(layer.bias.shape) - 1, -1):
             if layer.bias.shape[axis] != 1:
                 call.carries(layer.bias, axis, made[axis], "bias")
+        if misplaced(layer.bias):
+            for ids in made:
+                call.freeze(ids, "adds a bias that Keras puts on another axis of the same size")
     # The config leaves out the batch and what the ellipsis stands for.
     stated = len(layer.partial_output_shape)
     first = 1 if written.endswith("...") else len(made) - stated
     for index, size in enumerate(layer.partial_output_shape):
         if size is not None:
             call.counts("output_shape", made[first + index], index)
-    return activated(call, layer.activation, [made])
+    return [activated(call, layer.activation, made)]
+
+
+def misplaced(bias: Any) -> bool:
+    """Tell whether Keras may take a bias for one along another axis.
+
+    `keras.ops.add` of 3.15 on TensorFlow adds any vector, whatever ones stand behind its axis, to
+    the last axis or the one after the batch if one of these is as long as the vector. So no axis
+    may come to be that long.
+    """
+    return bool(bias.shape[-1] == 1 and sum(size != 1 for size in bias.shape) == 1)
 
 
 def _letters(part: str) -> str:

@@ -9,7 +9,7 @@ from edgeprune.structure.call import Call
 from edgeprune.structure.channels import Axes, Ids
 from edgeprune.structure.registry import register_pruning_rule as rule
 from edgeprune.structure.registry import rule_for
-from edgeprune.structure.rules.activations import activated
+from edgeprune.structure.rules.elementwise import activated
 
 _STATES = {"LSTMCell": 2, "GRUCell": 1, "SimpleRNNCell": 1, "ConvLSTMCell": 2}
 """Cell -> how many tensors it remembers, each as wide as its units."""
@@ -153,4 +153,4 @@ def _cell(call: Call, read: Ids | None, made: Ids) -> None:
     call.carries(cell.bias, -1, columns, "bias")
     call.counts("filters" if hasattr(cell, "filters") else "units", made)
     for activation in (cell.activation, getattr(cell, "recurrent_activation", None)):
-        activated(call, activation, [(made,)])
+        activated(call, activation, (made,))

@@ -3,8 +3,8 @@
 from edgeprune.structure.call import Call
 from edgeprune.structure.channels import Axes
 from edgeprune.structure.registry import register_pruning_rule as rule
-from edgeprune.structure.rules.activations import activated
 from edgeprune.structure.rules.convolution import channel_axis, only
+from edgeprune.structure.rules.elementwise import activated
 
 
 @rule("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
@@ -16,7 +16,7 @@ def transposed(call: Call) -> list[Axes]:
     call.makes(layer.kernel, -2, made)
     call.makes(layer.bias, 0, made, "bias")
     call.counts("filters", made)
-    return activated(call, layer.activation, only(call, axis, made))
+    return [activated(call, layer.activation, only(call, axis, made)[0])]
 
 
 @rule("SeparableConv1D", "SeparableConv2D")
@@ -30,4 +30,4 @@ def separable(call: Call) -> list[Axes]:
     call.makes(layer.pointwise_kernel, -1, made)
     call.makes(layer.bias, 0, made, "bias")
     call.counts("filters", made)
-    return activated(call, layer.activation, only(call, axis, made))
+    return [activated(call, layer.activation, only(call, axis, made)[0])]
