@@ -247,7 +247,9 @@ class Evidence:
         else:
             weights = self.model._compile_loss._user_loss_weights
         # One of its own: the model's keeps metrics.
-        loss_of: Any = CompileLoss(loss, weights, output_names=self.model.output_names)
+        loss_of: Any = CompileLoss(
+            loss, weights, output_names=getattr(self.model, "output_names", None)
+        )
 
         def called(y: Any, outputs: Any) -> Any:
             return loss_of(y, outputs)

@@ -100,7 +100,7 @@ class _Trial:
         copy_weights(pairs)
         loss_of = evidence.loss()
         self._batches = list(evidence)
-        form = model._inputs_struct
+        form = getattr(model, "_functional", model)._inputs_struct
 
         def step(x: Any, y: Any) -> Any:
             return loss_of(y, trial(keras.tree.pack_sequence_as(form, x), training=False))
