@@ -126,7 +126,8 @@ def convert(
     MODEL is a .keras or .h5 file of Keras 3 or tf_keras, or a SavedModel folder. Pruning
     wrappers and quantization-aware layers are stripped first, and channels that cannot change
     the output leave. The result is run beside the Keras model; a file that computes something
-    else is not kept.
+    else is not kept. Of a .tflite file only the dead channels leave; it takes no other option
+    than --no-verify.
     """
     from edgeprune.export.convert import convert as run
     from edgeprune.report.progress import step_status

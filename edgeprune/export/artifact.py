@@ -53,9 +53,10 @@ class Artifact:
       sha256: of its content.
       bytes: its size.
       gzip_bytes: its size after gzip, level 9.
-      quantization: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``.
+      quantization: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``; ``unchanged`` of a
+        file that was made from another .tflite file.
       sparsity: fraction of zero weights, counted in the file.
-      verification: against the Keras model; None when it was switched off.
+      verification: against the model that was given; None when it was switched off.
       made_by: recipe, versions and hashes of what went in.
     """
 
@@ -95,7 +96,7 @@ class Artifact:
         # "dense: ..." says why zeros that could be encoded were not; of few zeros nobody asks.
         if (encoding := str(self.made_by.get("weights_encoding", ""))).startswith("dense: "):
             lines.append(f"weights stored {encoding}")
-        lines += str(self.dead_channels.get("summary", "")).splitlines()
+        lines += str(self.dead_channels.get("summary", "")).splitlines()[:1]
         verified = "not verified, as asked" if self.verification is None else self.verification
         return "\n".join([*lines, str(verified)])
 

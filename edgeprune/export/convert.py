@@ -23,6 +23,7 @@ from edgeprune.export.float32 import in_float32
 from edgeprune.export.keras_cleanup import cleaned, kept
 from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
+from edgeprune.export.tflite_cleanup import check_options, clean_file, compare_files, is_tflite
 from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
 from edgeprune.export.verify import verify as compare
 from edgeprune.files import atomic_paths, check_target, sha256
@@ -59,7 +60,8 @@ def convert(
 
     Args:
       model: a .keras or .h5 file of either Keras flavour, a SavedModel directory, or a model in
-        memory; quantize-aware and TFMOT-wrapped models are stripped first.
+        memory; quantize-aware and TFMOT-wrapped models are stripped first. A .tflite file only
+        loses its dead channels, so that of the options it takes `verify` alone.
       output: the .tflite file to write. ``<output>.json`` beside it records how it was made. Both
         appear, or neither does, and files that were there before stay.
       quantize: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``. Operators that have
@@ -94,8 +96,24 @@ def convert(
             "edgeprune.convert(model, output)"
         )
     output = Path(output)
+    if is_tflite(model):
+        given = {
+            "quantize": quantize != "none",
+            "calibration": calibration is not None,
+            "batch": batch != 1,
+            "input_shape": input_shape is not None,
+            "io": io != "float",
+            "sparse": sparse != "auto",
+            "keep_dead": not clean,
+            "tolerance": tolerance is not None,
+            "allow_select_ops": allow_select_ops,
+            "unsafe": unsafe,
+        }
+        check_options(Path(model), given)
     _check_arguments(model, output, quantize, calibration, io, sparse, tolerance)
     tell = progress or (lambda step: None)
+    if is_tflite(model):
+        return _converted_file(Path(model), output, verify, tell)
     tell("load")
     source, program = _program(model, unsafe, input_shape)
     program = program.fixed(batch, input_shape)
@@ -123,35 +141,70 @@ def convert(
         verification = compare(program, interpreter, samples, expected, quantize, tolerance)
         if not verification.passed:
             raise VerificationError(_failed(verification, removed))
-    graph = tflite.read(content)
+    made_by = {
+        "source": source,
+        "recipe": {
+            "quantize": quantize,
+            "io": io,
+            "batch": batch,
+            "sparse": sparse,
+            "clean": clean,
+            "allow_select_ops": allow_select_ops,
+        },
+        "inputs": [asdict(spec) for spec in program.inputs],
+        "outputs": list(program.outputs),
+        "weights_encoding": encoding,
+        "dead_channels": dead,
+        "calibration_samples": 0 if columns is None else len(columns[0]),
+        "verified_on": _verified_on(verify, columns),
+    }
+    tell("write")
+    return _written(output, content, quantize, verification, made_by)
+
+
+def _converted_file(
+    path: Path, output: Path, verify: bool, tell: Callable[[str], None]
+) -> Artifact:
+    """Write a .tflite file without its dead channels."""
+    tell("clean up")
+    original, content, dead = clean_file(path)
+    verification = None
+    if verify:
+        tell("verify")
+        verification = compare_files(original, content)
+        if not verification.passed:
+            raise VerificationError(
+                f"the file without dead channels computes something else: max abs error "
+                f"{verification.max_abs_error:.3g} ({verification.tolerance}); no file was "
+                "written. Please report this"
+            )
+    made_by = {
+        "source": {"model": path.name, "sha256": sha256(path)},
+        "recipe": {"clean": True},
+        "dead_channels": dead,
+        "verified_on": _verified_on(verify, None),
+    }
+    tell("write")
+    return _written(output, content, "unchanged", verification, made_by)
+
+
+def _written(
+    output: Path,
+    content: bytes,
+    quantization: str,
+    verification: Verification | None,
+    made_by: dict[str, Any],
+) -> Artifact:
     artifact = Artifact(
         path=output,
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         gzip_bytes=len(gzip.compress(content, 9)),
-        quantization=quantize,
-        sparsity=graph.sparsity,
+        quantization=quantization,
+        sparsity=tflite.read(content).sparsity,
         verification=verification,
-        made_by={
-            "source": source,
-            "recipe": {
-                "quantize": quantize,
-                "io": io,
-                "batch": batch,
-                "sparse": sparse,
-                "clean": clean,
-                "allow_select_ops": allow_select_ops,
-            },
-            "inputs": [asdict(spec) for spec in program.inputs],
-            "outputs": list(program.outputs),
-            "weights_encoding": encoding,
-            "dead_channels": dead,
-            "calibration_samples": 0 if columns is None else len(columns[0]),
-            "verified_on": _verified_on(verify, columns),
-            "versions": _versions(),
-        },
+        made_by=made_by | {"versions": _versions()},
     )
-    tell("write")
     # Only now, so that a process which is killed in the middle leaves nothing beside the output.
     with atomic_paths(output, record_path(output)) as (temporary, temporary_record):
         temporary.write_bytes(content)

@@ -205,10 +205,10 @@ class _Search:
         while True:
             dead, constant = self._dead(held)
             placeholders = self._placeholders(dead, constant)
-            needed = [root for root in placeholders if constant[root] and not held[root]]
+            # One that stays for its constant value needs what it is made from.
+            needed = [root for root in placeholders if constant[root]] + self._peaks(dead)
             if not needed:
                 break
-            # One that stays for its constant value needs what it is made from.
             held[needed] = True
         dead[placeholders] = False
         return {
@@ -216,6 +216,25 @@ class _Search:
             for index, members in enumerate(self._graph.members)
             if dead[members].any()
         }
+
+    def _peaks(self, dead: Bools) -> list[int]:
+        """Return channels whose weights set the scale of a grid that a kernel was trained on.
+
+        The largest weight of an output sets its int8 scale. Without it, those that stay would lie
+        between the steps of the converted file.
+        """
+        found: list[int] = []
+        for gate in self._gates:
+            leaves = dead[self._graph.roots[gate.inputs]]
+            if not leaves.any():
+                continue
+            largest = gate.reading.weights.largest
+            left = largest[~leaves].max(0, initial=0)
+            shrunk = self._alive(gate, dead) & (left > 0) & (left < largest.max(0))
+            if shrunk.any() and gate.reading.weights.on_grid():
+                rows = largest[:, shrunk].argmax(0)
+                found += self._graph.roots[gate.inputs[rows]].tolist()
+        return found
 
     def _dead(self, held: Bools) -> tuple[Bools, Bools]:
         """Return which channels are dead, and which of them only for being constant somewhere."""

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 _CHUNK = 2**22  # entries of a kernel that are held in float64 at a time
+_STEPS = 127  # of the symmetric int8 grid, from zero to the largest weight
+_OFF_GRID = 1e-3  # steps; float32 keeps a trained weight far closer than this
 ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 """Largest relative error of one operation."""
 
@@ -115,6 +117,14 @@ class Weights:
         self._sound = np.isfinite(taps.sum((0, 1), dtype=np.float64))
         self.used: Array = (most != 0) | (least != 0)
         """(inputs, outputs) bool: where not every tap is zero."""
+        self.largest: Array = np.maximum(np.abs(most), np.abs(least))
+        """(inputs, outputs): the greatest magnitude of any tap."""
+
+    def on_grid(self) -> bool:
+        """Tell whether each output's weights are whole multiples of 1/127 of its largest."""
+        peaks = self.largest.max(0, initial=0)
+        steps = self._taps * (_STEPS / np.where(peaks > 0, peaks, 1))
+        return bool((np.abs(steps - np.round(steps)) < _OFF_GRID).all())
 
     def applied(self, given: Value, bias: Array, padded: bool) -> Value:
         """Return the range of each output.

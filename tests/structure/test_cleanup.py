@@ -318,6 +318,21 @@ def test_functions_of_the_users_own_are_not_guessed():
     assert clean_up(model).model is model
 
 
+def test_the_largest_weight_of_a_trained_grid_stays():
+    first, last = layers.Dense(3, activation="relu"), layers.Dense(2, name="last")
+    model = chain(first, last)
+    kernel, bias = (np.asarray(weight) for weight in first.weights)
+    set_weights(first, kernel * [1, 0, 1], bias * [1, 0, 1] + [0, 3, 0])
+    # Multiples of 1/127 of each column's largest, which the middle row holds in the first one.
+    grid = np.array([[100, 127], [127, 3], [5, -1]])
+    set_weights(last, grid * [0.013, 0.5], [0, 0])
+    assert clean_up(model).model is model
+    set_weights(last, grid[:, ::-1] * [0.5, 0.013] * [[1], [0.1], [1]], [0, 0])  # off the grid
+    assert cleaned(model).model.layers[0].units == 2
+    set_weights(last, grid[:, [1, 1]] * 0.013, [0, 0])  # the scale stays without it
+    assert cleaned(model).model.layers[0].units == 2
+
+
 def test_weights_that_are_no_numbers_are_kept():
     first = layers.Dense(3, activation="relu")
     model = chain(first, layers.Dense(2))

@@ -1,0 +1,133 @@
+"""Convert a .tflite file to one without its dead channels, and compare the two."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.errors import InputError, VerificationError
+from edgeprune.export.artifact import Verification
+from edgeprune.export.dead_channels import remove_dead_channels_tflite
+from edgeprune.export.native import captured_stderr
+from edgeprune.modelfiles import first_line
+
+Array = npt.NDArray[Any]
+_SAMPLES = 32
+_SEED = 0
+# Float sums over fewer terms round differently.
+_FLOAT = 1e-5
+
+
+def is_tflite(model: Any) -> bool:
+    """Tell whether a model is given as a .tflite file."""
+    return isinstance(model, str | os.PathLike) and Path(model).suffix == ".tflite"
+
+
+def check_options(path: Path, given: dict[str, bool]) -> None:
+    """Refuse the options that a .tflite input cannot take.
+
+    Args:
+      path: the input.
+      given: option -> whether it was given.
+
+    Raises:
+      InputError: one was.
+    """
+    if names := [name for name, was_given in given.items() if was_given]:
+        raise InputError(
+            f"{path} is already a .tflite file, which takes no {', '.join(names)}; only its dead "
+            "channels are removed. Give the Keras model it came from to convert it otherwise"
+        )
+
+
+def clean_file(path: Path) -> tuple[bytes, bytes, dict[str, Any]]:
+    """Remove a file's dead channels.
+
+    Returns:
+      The content, the new content, and what the record says of it.
+
+    Raises:
+      InputError: it cannot be read, or is not a whole .tflite model.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"model file {path} cannot be read: {error.strerror}") from error
+    try:
+        cleaned, report = remove_dead_channels_tflite(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return content, cleaned, report.to_dict() | {"summary": str(report)}
+
+
+def compare_files(original: bytes, cleaned: bytes) -> Verification:
+    """Run two files on the same random inputs: integers must be equal, floats nearly.
+
+    Raises:
+      VerificationError: the interpreter refuses one of them.
+    """
+    rng = np.random.default_rng(_SEED)
+    interpreters = [_loaded(content) for content in (original, cleaned)]
+    worst, passed = 0.0, True
+    for _ in range(_SAMPLES):
+        inputs = [_random(rng, detail) for detail in interpreters[0].get_input_details()]
+        for want, got in zip(*(_run(each, inputs) for each in interpreters), strict=True):
+            differ = (got != want) & ~(_is_nan(got) & _is_nan(want))
+            error = float(np.abs(got[differ].astype(np.float64) - want[differ]).max(initial=0.0))
+            scale = float(np.abs(want).max(initial=0.0)) if want.dtype.kind == "f" else 0.0
+            # NaN fails every comparison.
+            passed &= error <= _FLOAT * scale
+            worst = error if not error <= worst else worst
+    return Verification(
+        samples=_SAMPLES,
+        max_abs_error=worst,
+        argmax_agreement=None,
+        tolerance=f"integers equal, floats within {_FLOAT:g} of the largest output",
+        passed=passed,
+    )
+
+
+def _is_nan(array: Array) -> Array:
+    return np.asarray(array != array)  # integers have none
+
+
+def _loaded(content: bytes) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with captured_stderr():
+        try:
+            interpreter = Interpreter(model_content=content, num_threads=1)
+            interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise VerificationError(
+                f"the interpreter refuses the file ({first_line(error)}), so that it cannot be "
+                "compared here; pass --no-verify to write it all the same"
+            ) from error
+    return interpreter
+
+
+def _run(interpreter: Any, inputs: list[Array]) -> list[Array]:
+    for detail, values in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], values)
+    try:
+        interpreter.invoke()
+    except RuntimeError as error:
+        raise VerificationError(
+            f"the interpreter fails on random inputs ({first_line(error)}); pass --no-verify to "
+            "write the file all the same"
+        ) from error
+    return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
+
+
+def _random(rng: np.random.Generator, detail: dict[str, Any]) -> Array:
+    shape, dtype = detail["shape"], np.dtype(detail["dtype"])
+    if dtype.kind == "f":
+        values = rng.standard_normal(shape)
+    elif dtype.kind != "b" and (detail["quantization"][0] or dtype.itemsize == 1):
+        limits = np.iinfo(dtype)
+        values = rng.integers(limits.min, limits.max + 1, shape)
+    else:  # tokens, maybe, of a small vocabulary
+        values = rng.integers(0, 2, shape)
+    return np.asarray(values, dtype)
