@@ -30,6 +30,7 @@ _STYLE = {
 _ROWS_IN_COLUMN = 48
 _ROW_INCHES = 0.215
 _LETTER_INCHES = 0.072
+_TITLE_LETTER_INCHES = 0.105
 _LONGEST_NAME = 34
 _DPI = 160
 
@@ -96,7 +97,8 @@ def plot_channels(
     rows = max(1, -(-len(bars) // columns))
     labels = max((len(_short(bar.name)) for bar in bars), default=1) * _LETTER_INCHES
     width = columns * (labels + 3.4)
-    with _figure(max(width, 6.0), rows * _ROW_INCHES + 1.25, path) as figure:
+    width = max(width, 6.0, len(title) * _TITLE_LETTER_INCHES)
+    with _figure(width, rows * _ROW_INCHES + 1.25, path) as figure:
         figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
         longest = max((bar.before for bar in bars), default=1)
         grid = figure.subplots(1, columns, squeeze=False)[0]
