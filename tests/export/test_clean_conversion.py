@@ -81,7 +81,7 @@ def test_dead_channels_leave_in_every_mode(keras, tmp_path, mode):
     )
     assert kernels(kept.path)[0].shape == (5, 3, 3, 2)
     assert kept.dead_channels == {"channels_removed": 0, "reason": "kept, as asked"}
-    assert "dead" not in str(kept)
+    assert "dead channels" not in str(kept)
     assert model.get_layer("first").filters == 5
 
 
