@@ -20,7 +20,7 @@ class LayerChange:
     """A convolution, depthwise convolution or fully-connected operator, before and after.
 
     Attributes:
-      layer: name of its output tensor.
+      layer: its name, as `inspect` shows it.
       op: ``CONV_2D``, ``DEPTHWISE_CONV_2D`` or ``FULLY_CONNECTED``.
       channels_before: output channels.
       channels_after: output channels that are left.
@@ -45,7 +45,7 @@ class Refused:
     """Constant channels that had to stay, or a file that was left as it is.
 
     Attributes:
-      layer: name of the output tensor of the operator that makes them; "" for the whole file.
+      layer: name of the operator that makes them; "" for the whole file.
       channels: how many; 0 for the whole file.
       reason: what stands in the way.
     """
@@ -108,7 +108,7 @@ class CleanUp:
         if self.channels_removed or self.layers:
             lines.append(_summary(self))
         lines += [
-            f"kept in '{entry.layer}': {entry.channels} constant channels: {entry.reason}"
+            f"{entry.channels} constant channels of '{entry.layer}' stay: {entry.reason}"
             if entry.layer
             else f"dead channels were not looked for: {entry.reason}"
             for entry in self.refused

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from edgeprune.export.cleanup.ranges import Range, anything, of_constant
 from edgeprune.export.cleanup.weighted import FrozenError, Weighted
 from edgeprune.export.graph import Operator, Subgraph
+from edgeprune.export.sparse_inference import layer_name
 
 Array = npt.NDArray[Any]
 Rule = Callable[["Channels", Operator, int], None]
@@ -72,7 +73,7 @@ class Channels:
                     raise FrozenError(f"{operator.name} is not followed")
                 rules[operator.name](self, operator, position)
             except FrozenError as reason:
-                name = tensors[operator.outputs[0]].name if operator.outputs else operator.name
+                name = layer_name(self.graph, operator)
                 for index in (*operator.inputs, *operator.outputs):
                     if index >= 0 and tensors[index].data is None:
                         self.freeze_tensor(index, f"{reason} ('{name}')")

@@ -1,5 +1,6 @@
 """Value ranges through the operators that have no weights."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from edgeprune.export.cleanup.ranges import (
     Range,
     anything,
     requantized,
+    rounded,
     same_scale,
     scale_of,
 )
@@ -19,6 +21,7 @@ Array = npt.NDArray[Any]
 # Element-wise kernels round each input to a grid of 2**-20 or so before they combine them; this
 # is far more.
 _ERROR = 0.25
+_FLOAT = 2.0**-22
 
 
 def kept(source: Tensor, output: Tensor, given: Range) -> Range:
@@ -64,19 +67,51 @@ def averaged(source: Tensor, output: Tensor, given: Range, count: int) -> Range:
         varies = ~given.constant
         return Range(given.low - varies, given.high + varies)
     ratio = incoming[0] / outgoing[0]
-    # Some kernels take the zero point off each value, others its scaled and rounded self off
-    # the scaled and rounded mean.
     centred = requantized(
         output,
         (given.low - incoming[1]) * count,
         (given.high - incoming[1]) * count,
         ratio / count,
     )
-    apart = requantized(output, given.low * count, given.high * count, ratio / count)
-    zero = np.array([float(incoming[1])])
-    taken = requantized(output, zero, zero, ratio)
+    # TFLite's optimized kernel scales and rounds the sum of the stored values, then takes the
+    # scaled and rounded zero point off; the others take the zero point off each value.
+    apart = Range(
+        _multiplied(given.low * count, ratio / count)[0],
+        _multiplied(given.high * count, ratio / count)[1],
+    )
+    taken = rounded(np.array([incoming[1] * ratio]), abs(incoming[1] * ratio) * _FLOAT)
     offset = float(outgoing[1])
-    return centred.joined(Range(apart.low - taken.high + offset, apart.high - taken.low + offset))
+    return centred.joined(Range(apart.low - taken[1] + offset, apart.high - taken[0] + offset))
+
+
+def _multiplied(sums: Array, multiplier: float) -> tuple[Array, Array]:
+    """Return the least and greatest of what fixed-point multiplication makes of integers.
+
+    Source: MultiplyByQuantizedMultiplier of tensorflow/lite/kernels/internal/common.cc, which
+    rounds twice or, if built so, once. Ties go either way here, as vector units have them.
+    """
+    least, greatest = [], []
+    for value in sums.astype(np.int64).tolist():
+        found = []
+        for inexact in (1 - _FLOAT, 1 + _FLOAT):  # the multiplier comes from float32 arithmetic
+            mantissa, exponent = math.frexp(multiplier * inexact)
+            factor = round(mantissa * 2**31)
+            left, right = max(exponent, 0), max(-exponent, 0)
+            product = (value << left) * factor
+            found += _halves(product, 31 + right)
+            for once in _halves(product, 31):
+                found += _halves(once, right)
+        least.append(min(found))
+        greatest.append(max(found))
+    return np.array(least, float), np.array(greatest, float)
+
+
+def _halves(value: int, shift: int) -> list[int]:
+    """Divide by 2**shift and round to nearest, a tie both ways."""
+    if shift == 0:
+        return [value]
+    half = 1 << (shift - 1)
+    return [(value + half) >> shift, -((half - value) >> shift)]
 
 
 def combined(

@@ -106,7 +106,7 @@ def activated(tensor: Tensor, given: Range, activation: int) -> Range:
     least, greatest = (float(limit) for limit in _LIMITS[tensor.dtype])
     # The bounds are rounded to integers, ties up or to even: at a tie either may be.
     bottom, top = (
-        np.clip(_rounded(np.array([bound / scale[0]]), 1e-3) + scale[1], least, greatest)
+        np.clip(rounded(np.array([bound / scale[0]]), 1e-3) + scale[1], least, greatest)
         if np.isfinite(bound)
         else np.full((2, 1), least if bound < 0 else greatest)
         for bound in (low, high)
@@ -114,7 +114,7 @@ def activated(tensor: Tensor, given: Range, activation: int) -> Range:
     return Range(np.clip(given.low, bottom[0], top[0]), np.clip(given.high, bottom[1], top[1]))
 
 
-def _rounded(real: Array, error: float | Array) -> Array:
+def rounded(real: Array, error: float | Array) -> Array:
     """Return (least, greatest) integer that rounding `real`, itself off by `error`, may give."""
     slack = np.where(real == 0, 0.0, error)
     return np.stack([np.ceil(real - slack - 0.5), np.floor(real + slack + 0.5)])
@@ -136,8 +136,8 @@ def requantized(tensor: Tensor, low: Array, high: Array, multiplier: Array | flo
     assert scale is not None
     relative = _RELATIVE[tensor.dtype]
     step = np.minimum(2.0 * np.asarray(multiplier), 1.0)
-    least = _rounded(low * multiplier, step + relative * np.abs(low * multiplier))[0]
-    greatest = _rounded(high * multiplier, step + relative * np.abs(high * multiplier))[1]
+    least = rounded(low * multiplier, step + relative * np.abs(low * multiplier))[0]
+    greatest = rounded(high * multiplier, step + relative * np.abs(high * multiplier))[1]
     return Range(least + scale[1], greatest + scale[1])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.export.graph import Operator, Subgraph, Tensor
+from edgeprune.export.sparse_inference import layer_name
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +32,7 @@ class Weighted:
 
     Attributes:
       position: of the operator in its subgraph.
-      name: of the output tensor, which users know the layer by.
+      name: of the layer, by its output.
       source: index of the input tensor.
       output: index of the output tensor.
       kernel: the constant weights.
@@ -101,7 +102,7 @@ def weighted(graph: Subgraph, position: int) -> Weighted:
         biases = bias.values().astype(np.float64).reshape(-1)
     return Weighted(
         position=position,
-        name=output.name or f"{operator.name} {position}",
+        name=layer_name(graph, operator),
         source=source.index,
         output=output.index,
         kernel=kernel,

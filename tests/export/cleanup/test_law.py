@@ -12,7 +12,7 @@ from edgeprune.export import tflite
 from edgeprune.export.dead_channels import remove_dead_channels_tflite
 
 _SETTINGS = settings(
-    max_examples=40,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -41,7 +41,7 @@ def test_int8_outputs_are_bit_identical(random, keras, lite, run_everywhere, rem
         np.testing.assert_array_equal(before, after)
 
 
-@settings(_SETTINGS, max_examples=20)
+@settings(_SETTINGS, max_examples=10)
 @given(random=st.randoms(use_true_random=False))
 def test_float_outputs_are_equal(random, keras, lite, run_everywhere, removed):
     model = random_model(keras, random)
