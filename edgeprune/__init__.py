@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from edgeprune.sparsity.callbacks import MagnitudePruning, PreserveSparsity
     from edgeprune.sparsity.patterns import NM, Block, Unstructured
     from edgeprune.sparsity.schedules import ConstantSparsity, PolynomialDecay
+    from edgeprune.structure.attention import prune_heads
+    from edgeprune.structure.cleanup import remove_dead_channels
+    from edgeprune.structure.depth import prune_layers
+    from edgeprune.structure.plan import PruningPlan, plan_channels
+    from edgeprune.structure.pruning import prune_channels
+    from edgeprune.structure.registry import register_pruning_rule
+    from edgeprune.structure.slimming import SparsityRegularizer
 
 _HOMES = {
     "Artifact": "export.artifact",
@@ -33,7 +40,9 @@ _HOMES = {
     "NM": "sparsity.patterns",
     "PolynomialDecay": "sparsity.schedules",
     "PreserveSparsity": "sparsity.callbacks",
+    "PruningPlan": "structure.plan",
     "Recipe": "recipe",
+    "SparsityRegularizer": "structure.slimming",
     "Unstructured": "sparsity.patterns",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
@@ -42,7 +51,13 @@ _HOMES = {
     "convert": "export.convert",
     "inspect": "export.inspect",
     "load_model": "models",
+    "plan_channels": "structure.plan",
+    "prune_channels": "structure.pruning",
+    "prune_heads": "structure.attention",
+    "prune_layers": "structure.depth",
     "quantize_aware": "quantization.qat",
+    "register_pruning_rule": "structure.registry",
+    "remove_dead_channels": "structure.cleanup",
     "strip": "export.strip",
 }
 
@@ -56,7 +71,9 @@ __all__ = [
     "MagnitudePruning",
     "PolynomialDecay",
     "PreserveSparsity",
+    "PruningPlan",
     "Recipe",
+    "SparsityRegularizer",
     "Unstructured",
     "UnsupportedError",
     "VerificationError",
@@ -65,7 +82,13 @@ __all__ = [
     "convert",
     "inspect",
     "load_model",
+    "plan_channels",
+    "prune_channels",
+    "prune_heads",
+    "prune_layers",
     "quantize_aware",
+    "register_pruning_rule",
+    "remove_dead_channels",
     "strip",
 ]
 

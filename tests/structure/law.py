@@ -159,9 +159,18 @@ def check_law(
       The graph and the smaller model.
     """
     graph = channel_graph(model)
-    removed = random_removal(graph, ratio, seed)
+    return graph, hold(graph, random_removal(graph, ratio, seed), seed, inputs)
+
+
+def hold(
+    graph: ChannelGraph,
+    removed: dict[int, np.ndarray],
+    seed: int = 0,
+    inputs: list[np.ndarray] | None = None,
+) -> Any:
+    """Remove these channels, hold the result against the masked original, and return it."""
     smaller = shrink(graph, removed)
-    inputs = random_inputs(model, seed) if inputs is None else inputs
+    inputs = random_inputs(graph.model, seed) if inputs is None else inputs
     expected = masked_output(graph, removed, inputs)
     got = _run(smaller, inputs, {})
     for want, have in zip(expected, got, strict=True):
@@ -169,8 +178,8 @@ def check_law(
         assert want.shape == have.shape
         assert np.isfinite(want).all()
         scale = max(1.0, float(np.abs(want).max(initial=0)))
-        assert np.abs(want - have).max(initial=0) <= TOLERANCE * scale, model.name
-    return graph, smaller
+        assert np.abs(want - have).max(initial=0) <= TOLERANCE * scale, graph.model.name
+    return smaller
 
 
 def random_inputs(model: Any, seed: int = 0, batch: int = 2) -> list[np.ndarray]:

@@ -237,7 +237,7 @@ def _conv_1d(pick: _Numbers, x: Any, _: list[Any]) -> Any:
 
 
 def _einsum(pick: _Numbers, x: Any, _: list[Any]) -> Any:
-    return layers.EinsumDense("abc,cd->abd", (None, pick.channels()), bias_axes="d")(x)
+    return layers.EinsumDense("abc,cd->abd", (x.shape[1], pick.channels()), bias_axes="d")(x)
 
 
 def _distributed(pick: _Numbers, x: Any, _: list[Any]) -> Any:
