@@ -10,6 +10,8 @@ from edgeprune.files import check_target
 from edgeprune.models import load_model, save_model
 from edgeprune.recipe import BUDGETS, StructureSpec, TrainingSpec
 from edgeprune.scoring import score
+from edgeprune.structure.attention import plan_heads
+from edgeprune.structure.depth import plan_layers
 from edgeprune.structure.pruning import compile_as
 from edgeprune.training import Progress, predict
 from edgeprune.ways import Leg, Trainer, legs, plan_share
@@ -155,9 +157,10 @@ def _plan(
         raise InputError(
             f"{what} are pruned by ratio, not by {BUDGETS[1]} or {BUDGETS[2]}; give a pruning ratio"
         )
-    from edgeprune.structure.depth import plan_layers
-
-    return plan_layers(model, pruning_ratio=spec.pruning_ratio, skip=spec.skip, data=data, **own)
+    own |= {"pruning_ratio": spec.pruning_ratio, "skip": spec.skip, "data": data}
+    if what == "heads":
+        return plan_heads(model, ranking=spec.ranking, seed=seed, **own)
+    return plan_layers(model, **own)
 
 
 def _over_rounds(documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from edgeprune.cli.outcome import plot_groups, print_pruned
     "--criterion",
     metavar="NAME",
     help="What decides. Channels: l2 (default), l1, bn_scale, fpgm, random; with --data taylor, "
-    "taylor_activation, activation. Layers: position (default), last, magnitude; with --data loss.",
+    "taylor_activation, activation. Heads: l2 (default), l1, fpgm, random; with --data gate, "
+    "taylor. Layers: position (default), last, magnitude; with --data loss.",
 )
 @click.option(
     "--ranking",
@@ -77,7 +78,9 @@ from edgeprune.cli.outcome import plot_groups, print_pruned
 @click.option("--plot", type=PATH, help="Draw what each group had and has, as a .png or .svg file.")
 @unsafe_option
 @json_option
+@click.pass_context
 def prune(
+    ctx: click.Context,
     model: Path,
     ratio: float | None,
     target_macs: float | None,
@@ -113,6 +116,7 @@ def prune(
     }
     if sum(value is not None for value in budgets.values()) != 1:
         raise click.UsageError(f"give exactly one of {', '.join(budgets)}")
+    _check_applies(ctx, what)
     if output is None and not dry_run:
         raise click.UsageError("name the file to write: -o OUT.keras; or take --dry-run")
     if epochs is not None and data is None:
@@ -161,3 +165,23 @@ def prune(
         click.echo(json.dumps({"output": saved, **pruned.figures}, indent=2))
     else:
         print_pruned(pruned.figures, what, None if dry_run else output)
+
+
+def _check_applies(ctx: click.Context, what: str) -> None:
+    """Refuse options that would change nothing of what leaves."""
+    of_channels = (
+        "target_macs",
+        "target_parameters",
+        "round_to",
+        "min_channels",
+        "max_ratio",
+        "rounds",
+    )
+    useless: dict[str, tuple[str, ...]] = {
+        "channels": (),
+        "heads": of_channels,
+        "layers": (*of_channels, "ranking"),
+    }
+    for name in useless[what]:
+        if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning with --what {what}")
