@@ -195,8 +195,9 @@ def load_model(path: str | os.PathLike[str], *, unsafe: bool = False, compile: b
 
 def _load_keras(path: Path, unsafe: bool, compile: bool) -> Any:
     keras = import_keras()
-    # Importing it registers edgeprune's own layers, which quantize-aware models hold.
+    # Importing them registers edgeprune's own layers, which models in training hold.
     importlib.import_module("edgeprune.quantization.layers")
+    importlib.import_module("edgeprune.structure.layerdrop")
     return keras.saving.load_model(path, compile=compile, safe_mode=not unsafe)
 
 

@@ -7,14 +7,14 @@ from edgeprune.errors import UnsupportedError
 
 
 def strip(model: Any) -> Any:
-    """Return the plain Keras model inside a quantization-aware, or TFMOT-wrapped, model.
+    """Return the plain Keras model inside one that holds layers for training only.
 
     Kernels that were trained on the int8 grid are left exactly on it, so that ordinary int8
     conversion finds the trained integers again; every other weight is as it was trained. The
     plain model loads anywhere, without edgeprune or TensorFlow Model Optimization.
 
     Args:
-      model: a Keras 3 or tf_keras model: of `quantize_aware`, wrapped by TFMOT's
+      model: a Keras 3 or tf_keras model: of `quantize_aware` or `layer_drop`, wrapped by TFMOT's
         `prune_low_magnitude`, quantized by TFMOT's `quantize_model` or `quantize_apply`, or
         plain.
 
@@ -36,19 +36,21 @@ def strip(model: Any) -> Any:
 def _strip_keras(model: Any) -> Any:
     from edgeprune.quantization.layers import ActivationRange, GridLayer
     from edgeprune.rebuild import copied, copy_weights, is_container, rebuild
+    from edgeprune.structure.layerdrop import LayerDrop
 
-    if not any(isinstance(layer, ActivationRange | GridLayer) for _, layer in models.layers(model)):
+    passing = ActivationRange | LayerDrop
+    if not any(isinstance(layer, passing | GridLayer) for _, layer in models.layers(model)):
         return model
     if not is_container(model):
         raise UnsupportedError(
-            f"model '{model.name}' is a subclassed model ({type(model).__name__}) around a "
-            "quantization-aware one; strip the Functional or Sequential model inside it"
+            f"model '{model.name}' is a subclassed model ({type(model).__name__}) around one that "
+            "holds layers for training only; strip the Functional or Sequential model inside it"
         )
     pairs: list[tuple[Any, Any]] = []
     wrappers: list[tuple[Any, Any]] = []
 
     def replace(layer: Any) -> Any:
-        if isinstance(layer, ActivationRange):
+        if isinstance(layer, passing):
             return None
         inner = layer.layer if isinstance(layer, GridLayer) else layer
         plain = copied(inner)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,15 +12,16 @@ from edgeprune.errors import InputError
 from edgeprune.keras_macs import keras_macs
 from edgeprune.rebuild import copied, copy_weights, rebuild
 from edgeprune.report.table import Column, format_cell, render
+from edgeprune.structure.blocks import Block
 from edgeprune.structure.graph import Refusal
-from edgeprune.structure.residual import Block, Blocks, Granularity, find_blocks
+from edgeprune.structure.layerdrop import check_plain
+from edgeprune.structure.residual import Granularity, find_blocks
 
 LayerCriterionName = Literal["position", "last", "magnitude", "loss"]
 LayerCriterion = Callable[[Block, Any, Any], float]
 """(block, model, data) -> its score; the blocks with the lowest leave first."""
 
 _NAMES: tuple[LayerCriterionName, ...] = ("position", "last", "magnitude", "loss")
-_SHOWN = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +173,13 @@ def plan_layers(
     Dropout, arXiv:1909.11556 ("every other").
     """
     _check(pruning_ratio, count, names, criterion)
+    check_plain(model)
     blocks = find_blocks(model, granularity)
     _check_weights(model)
-    skipped = matching_blocks(model, blocks, skip, "skip")
+    skipped = blocks.named(skip, "skip")
     scores: list[float | None] = [None] * len(blocks.found)
     if names is not None:
-        removed = matching_blocks(model, blocks, names, "names") - skipped
+        removed = blocks.named(names, "names") - skipped
         return LayerPlan(model, blocks.found, tuple(sorted(removed)), tuple(scores), blocks.refused)
     free = [index for index in range(len(blocks.found)) if index not in skipped]
     if count is None:
@@ -303,40 +304,6 @@ def _check_weights(model: Any) -> None:
                     f"layer '{path}' has NaN or infinite weights; train it with a smaller learning "
                     "rate, or load a sound checkpoint"
                 )
-
-
-def matching_blocks(model: Any, blocks: Blocks, names: Sequence[str], argument: str) -> set[int]:
-    """Return the positions of the blocks that some names stand for."""
-    listed = [names] if isinstance(names, str) else list(names)
-    found: set[int] = set()
-    for pattern in listed:
-        matches = {
-            index
-            for index, block in enumerate(blocks.found)
-            if any(fnmatchcase(name, pattern) for name in _names(block))
-        }
-        if matches:
-            found |= matches
-            continue
-        for refusal in blocks.refused:
-            if fnmatchcase(refusal.layer, pattern):
-                raise InputError(
-                    f"{argument}={pattern!r}: '{refusal.layer}' cannot leave: {refusal.reason}"
-                )
-        known = [block.name for block in blocks.found]
-        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-        raise InputError(
-            f"{argument}={pattern!r} matches no block of model '{model.name}'; its blocks are "
-            f"{', '.join(known[:_SHOWN]) or 'none'}{more}"
-        )
-    return found
-
-
-def _names(block: Block) -> set[str]:
-    """Return what a block goes by: its own name, and paths and names of the layers inside."""
-    return {block.name} | {
-        name for path, _ in block.layers() for name in (path, path.rpartition("/")[2])
-    }
 
 
 def _score(function: LayerCriterion, block: Block, model: Any, data: Any) -> float:

@@ -5,8 +5,7 @@ from typing import Any
 
 from edgeprune import models
 from edgeprune.errors import InputError
-from edgeprune.rebuild import copied, copy_weights, rebuild
-from edgeprune.structure.depth import matching_blocks
+from edgeprune.rebuild import rebuild
 from edgeprune.structure.graph import check_model
 from edgeprune.structure.residual import Granularity, find_blocks
 
@@ -76,12 +75,12 @@ def layer_drop(
 
     A dropped block is still computed, so a step takes as long as before, and BatchNormalization
     layers inside go on counting. A saved training model loads with `edgeprune.load_model`, or with
-    Keras once `edgeprune.structure.layerdrop` is imported; `without_layer_drop` makes it plain.
+    Keras once `edgeprune.structure.layerdrop` is imported; `edgeprune.strip` makes it plain.
 
     Args:
       model: a built Keras 3 Functional or Sequential model, nested models included.
-      rate: probability of dropping each block in each step, in [0, 1). Fan et al. advise
-        the share that is to leave; 0.2 serves many depths.
+      rate: probability of dropping each block in each step, in [0, 1). Fan et al. train with
+        0.2, and with 0.5 for very small models.
       granularity: ``block``: encoder layers whole; ``branch``: each residual branch by itself.
       seed: makes the draws the same in every run; None takes them from Keras's global seed.
       skip: blocks that are never dropped: names, paths or patterns of blocks or layers in them.
@@ -95,8 +94,9 @@ def layer_drop(
 
     Source: Fan, Grave & Joulin 2020, arXiv:1909.11556.
     """
+    check_plain(model)
     blocks = find_blocks(model, granularity)
-    skipped = matching_blocks(model, blocks, skip, "skip")
+    skipped = blocks.named(skip, "skip")
     dropped = [block for index, block in enumerate(blocks.found) if index not in skipped]
     if not dropped:
         more = blocks.refused[0] if blocks.refused else None
@@ -123,28 +123,16 @@ def layer_drop(
     return training
 
 
-def without_layer_drop(model: Any) -> Any:
-    """Return the plain model inside one of `layer_drop`: the way back from a saved one.
-
-    Args:
-      model: a Keras 3 Functional or Sequential model.
-
-    Returns:
-      A new model without `LayerDrop` layers, with weights of its own, not compiled.
+def check_plain(model: Any) -> None:
+    """Refuse a model of `layer_drop`: its gates read what goes around the blocks.
 
     Raises:
+      InputError: it is one, or has no weights yet.
       UnsupportedError: a subclassed or tf_keras model.
-      InputError: it has no weights yet.
     """
     check_model(model)
-    pairs: list[tuple[Any, Any]] = []
-
-    def replace(old: Any) -> Any:
-        if isinstance(old, LayerDrop):
-            return None
-        pairs.append((old, copied(old)))
-        return pairs[-1][1]
-
-    plain = rebuild(model, replace)
-    copy_weights(pairs)
-    return plain
+    if any(isinstance(layer, LayerDrop) for _, layer in models.layers(model)):
+        raise InputError(
+            f"model '{model.name}' holds LayerDrop layers, which only training needs; give the "
+            "model that layer_drop was given, or edgeprune.strip(model)"
+        )

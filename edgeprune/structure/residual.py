@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgeprune import models
 from edgeprune.errors import InputError
 from edgeprune.rebuild import calls, is_container
+from edgeprune.structure.blocks import Block, Blocks
 from edgeprune.structure.graph import Refusal, check_model
 
 Granularity = Literal["block", "branch"]
@@ -16,46 +16,6 @@ GRANULARITIES: tuple[Granularity, ...] = ("block", "branch")
 
 # Sums of more values than this are not taken apart; a transformer's parallel branches need 3.
 _MAX_TERMS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """A part of a model that keeps the shape of what it is given, and so can leave.
-
-    Attributes:
-      name: path of the call that ends it, through nested models: that of its last addition, or
-        of the normalization behind it. A layer's second call is ``name#2``.
-      entry: the `keras.KerasTensor` that stands for its output once it is gone.
-      exit: the node of the graph whose one output is its output.
-      operations: path -> layer or `keras.ops` operation inside it, nested models as a whole.
-      attention: whether attention is computed in it.
-    """
-
-    name: str
-    entry: Any
-    exit: Any
-    operations: dict[str, Any]
-    attention: bool
-
-    def layers(self) -> Iterator[tuple[str, Any]]:
-        """Yield (path, layer or operation) of all that is inside, nested layers included."""
-        for path, operation in self.operations.items():
-            yield path, operation
-            if isinstance(operation, models.import_keras().layers.Layer):
-                yield from ((f"{path}/{inner}", layer) for inner, layer in models.layers(operation))
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """What can leave a model, and which additions look like it but cannot.
-
-    Attributes:
-      found: in the order in which they are computed.
-      refused: the addition and the reason.
-    """
-
-    found: tuple[Block, ...]
-    refused: tuple[Refusal, ...]
 
 
 def find_blocks(model: Any, granularity: Granularity = "block") -> Blocks:

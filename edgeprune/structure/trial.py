@@ -9,8 +9,8 @@ from edgeprune import models
 from edgeprune.errors import InputError
 from edgeprune.modelfiles import first_line
 from edgeprune.rebuild import copied, copy_weights, rebuild
+from edgeprune.structure.blocks import Block
 from edgeprune.structure.evidence import Evidence
-from edgeprune.structure.residual import Block
 
 keras: Any = models.import_keras()
 
