@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgeprune.errors import UnsupportedError
 from edgeprune.keras_macs import keras_macs
 from edgeprune.macs import Macs
@@ -12,7 +14,7 @@ from edgeprune.structure.budget import Remaining
 from edgeprune.structure.evidence import Evidence
 from edgeprune.structure.graph import ChannelGraph, Refusal, channel_graph
 from edgeprune.structure.importance import Criterion, CriterionName, Scores, criterion_of, score
-from edgeprune.structure.request import PruningRequest
+from edgeprune.structure.request import Kind, PruningRequest
 from edgeprune.structure.scope import Selector, listed, selected
 from edgeprune.structure.selection import Ranking, Removed, choose
 from edgeprune.structure.surgery import shrink
@@ -201,15 +203,18 @@ def plan(
       share: of the way to the budget to have gone after this round, in (0, 1].
     """
     graph = channel_graph(model)
+    # What is asked for one kind says nothing of the other.
+    places = [index for index, group in enumerate(graph.groups) if group.kind == request.kind]
+    groups = [graph.groups[index] for index in places]
     skipped = {
-        index
+        places[index]
         for selector in request.skipped
-        for index in selected(model, graph.groups, selector, "skip")
+        for index in selected(model, groups, selector, "skip")
     }
     own: dict[int, float] = {}
     for selector, ratio in (request.ratios or {}).items():
-        for index in selected(model, graph.groups, selector, "ratios"):
-            own.setdefault(index, ratio)
+        for index in selected(model, groups, selector, "ratios"):
+            own.setdefault(places[index], ratio)
     macs = _counted(model)
     if request.target_macs is not None and macs.total is None:
         raise UnsupportedError(
@@ -222,7 +227,7 @@ def plan(
     function = criterion_of(request.criterion, request.seed)
     scores = {
         index: score(function, group, model, data)
-        for index, group in enumerate(graph.groups)
+        for index, group in zip(places, groups, strict=True)
         if index not in skipped and not group.frozen.all()
     }
     return _Planning(graph, request, scores, own, macs, first, share).plan()
@@ -283,6 +288,7 @@ class _Planning:
             ranking=request.ranking,
             limits=request.limits,
             ratios=self._own,
+            norm=np.linalg.norm if request.kind == "heads" else None,
             before={
                 index: max(group.size, self._sizes.get(group.name, 0))
                 for index, group in enumerate(groups)
@@ -322,29 +328,51 @@ class _Planning:
             yield "nothing leaves: every group is refused, skipped or at its limits"
 
     def _described(self, removed: Removed, macs: int | None, notes: list[str]) -> PruningPlan:
-        graph = self._graph
-        groups = tuple(
-            GroupPlan(
-                group.name,
-                group.kind,
-                group.layers,
-                group.size,
-                group.size - len(removed.get(index, ())),
-                int(group.frozen.sum()),
-            )
-            for index, group in enumerate(graph.groups)
+        after = self._remaining.parameters(removed)
+        return _plan(self._graph, self._request.kind, removed, after, self._macs, macs, notes)
+
+
+def _plan(
+    graph: ChannelGraph,
+    kind: Kind,
+    removed: Removed,
+    parameters: int,
+    macs: Macs,
+    macs_after: int | None,
+    notes: Sequence[str],
+) -> PruningPlan:
+    own = [(index, group) for index, group in enumerate(graph.groups) if group.kind == kind]
+    groups = tuple(
+        GroupPlan(
+            group.name,
+            group.kind,
+            group.layers,
+            group.size,
+            group.size - len(removed.get(index, ())),
+            int(group.frozen.sum()),
         )
-        return PruningPlan(
-            graph,
-            removed,
-            groups,
-            graph.refused,
-            graph.model.count_params(),
-            self._remaining.parameters(removed),
-            self._macs.total,
-            macs,
-            tuple(notes),
-        )
+        for index, group in own
+    )
+    return PruningPlan(
+        graph,
+        removed,
+        groups,
+        tuple(Refusal(group.name, "; ".join(group.reasons)) for _, group in own if group.reasons),
+        graph.model.count_params(),
+        parameters,
+        macs.total,
+        macs_after,
+        tuple(notes),
+    )
+
+
+def described(graph: ChannelGraph, removed: Removed, kind: Kind) -> PruningPlan:
+    """Return the plan of a removal that was chosen already."""
+    macs = _counted(graph.model)
+    smaller = shrink(graph, removed)
+    notes = [] if macs.reason is None else [f"MACs are not known: {macs.reason}"]
+    after = None if macs.total is None else _counted(smaller).total
+    return _plan(graph, kind, removed, smaller.count_params(), macs, after, notes)
 
 
 def _counted(model: Any) -> Macs:

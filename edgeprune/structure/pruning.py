@@ -42,9 +42,15 @@ def prune_channels(
       InputError: a bad argument, or weights or data that are not finite.
       UnsupportedError: the model cannot be pruned.
     """
+    return in_rounds(model, PruningRequest(**request), rounds, fine_tune)
+
+
+def in_rounds(
+    model: Any, asked: PruningRequest, rounds: int = 1, fine_tune: FineTune | None = None
+) -> Any:
+    """Prune channels or heads as `prune_channels` does."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise InputError(f"rounds={rounds!r} is not a whole number from 1 on")
-    asked = PruningRequest(**request)
     smaller, first = model, None
     for number in range(rounds):
         planned = plan(smaller, asked, first, (number + 1) / rounds)

@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from edgeprune.errors import InputError
 from edgeprune.structure.importance import Criterion, CriterionName, criterion_of
 from edgeprune.structure.scope import Selector
 from edgeprune.structure.selection import Limits, Ranking
 
+Kind = Literal["channels", "heads"]
 _MAX_RATIO = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PruningRequest:
     """The arguments of `plan_channels`, which says what they mean.
+
+    Attributes:
+      kind: of the groups that are pruned, ``channels`` or ``heads``; `plan_heads` asks for heads.
 
     Raises:
       InputError: one of them is out of range or unknown.
@@ -34,6 +38,7 @@ class PruningRequest:
     skip: Selector | Sequence[Selector] = ()
     ratios: Mapping[Selector, float] | None = None
     seed: int = 0
+    kind: Kind = "channels"
 
     def __post_init__(self) -> None:
         budgets = {

@@ -19,6 +19,7 @@ from edgeprune.structure.group import PruningGroup
 Ranking = Literal["group", "global"]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Norm = Callable[[Floats], Any]
 Removed = dict[int, npt.NDArray[np.integer[Any]]]
 """Position of a group -> its channels that leave, ascending."""
 _FUZZ = 1e-9  # 0.7 * 10 is 7
@@ -52,6 +53,7 @@ def choose(
     limits: Limits | None = None,
     ratios: Mapping[int, float] | None = None,
     before: Mapping[int, int] | None = None,
+    norm: Norm | None = None,
 ) -> Removed:
     """Choose the channels that leave.
 
@@ -68,6 +70,7 @@ def choose(
       ratios: position of a group -> its own ratio, whatever the budget.
       before: position of a group -> the channels that ratios are fractions of, where some of
         them have left already.
+      norm: what a group's scores are divided by with ``ranking="global"``, if not their mean.
 
     Returns:
       {position of a group: channels that leave}. A target that the limits do not allow to be met
@@ -86,7 +89,7 @@ def choose(
         if index in ratios:
             level[order] = np.where(level[order] <= ratios[index] + _FUZZ, _FIRST, np.inf)
     if ranking == "global":
-        _compare(levels, scores, ratios)
+        _compare(levels, scores, ratios, norm or _mean)
     cuts = _Cuts(groups, levels, limits, ratios, sizes)
     if target is not None and cost is not None:
         return cuts.removed(cuts.within(target, cost))
@@ -98,8 +101,15 @@ def choose(
     return cuts.removed(cuts.nearest(asked))
 
 
+def _mean(scores: Floats) -> Any:
+    return np.abs(scores).mean()
+
+
 def _compare(
-    levels: Mapping[int, Floats], scores: Mapping[int, Floats], ratios: Mapping[int, float]
+    levels: Mapping[int, Floats],
+    scores: Mapping[int, Floats],
+    ratios: Mapping[int, float],
+    norm: Norm,
 ) -> None:
     """Put the channels of all groups without a ratio of their own in one order."""
     free = {
@@ -110,7 +120,7 @@ def _compare(
     if not free:
         return
     values = np.concatenate(
-        [scores[index][own] / (np.abs(scores[index]).mean() or 1) for index, own in free.items()]
+        [scores[index][own] / (norm(scores[index]) or 1) for index, own in free.items()]
     )
     level = np.empty(len(values))
     level[np.argsort(values, kind="stable")] = (np.arange(len(values)) + 0.5) / max(len(values), 1)
