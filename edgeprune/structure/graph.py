@@ -135,6 +135,10 @@ class _Trace:
             node,
         )
         if is_container(operation):
+            # A mask comes along as one argument more.
+            for ids in (ids for axes in inputs[len(operation.inputs) :] for ids in axes):
+                call.freeze(ids, "takes a mask over these channels")
+            inputs = inputs[: len(operation.inputs)]
             # It is made anew once, for inputs of one size.
             first = self._given.setdefault(id(operation), inputs)
             for before, now in zip(first, inputs, strict=True):

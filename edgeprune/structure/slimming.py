@@ -51,6 +51,11 @@ class SparsityRegularizer(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
         self.skip = (skip,) if isinstance(skip, str | type) else tuple(skip)
         self._scales: list[Any] = []
 
+    def set_model(self, model: Any) -> None:
+        """Have `fit` make its steps anew: those of an earlier one know of no penalty."""
+        super().set_model(model)
+        self._trace_anew()
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Put the penalty on the scales."""
         self._take_off()
@@ -60,9 +65,6 @@ class SparsityRegularizer(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
             if isinstance(before, _Penalty):  # of a training that was broken off
                 before = before.before
             scale.regularizer = _Penalty(self.strength, before)
-        self._trace_anew()
-        # `fit` has made its step already, perhaps long ago.
-        self.model.make_train_function()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Take the penalty off again."""
@@ -76,7 +78,7 @@ class SparsityRegularizer(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
         self._scales = []
 
     def _trace_anew(self) -> None:
-        """Let Keras trace the steps again, whose loss has changed."""
+        """Let Keras make its steps again, for the loss has changed."""
         self.model.train_function = None
         self.model.test_function = None
 
