@@ -6,6 +6,7 @@ then the biases of its readers take that value over. Both spread: a channel that
 ones is unread, and constants go on through normalizations, activations and additions.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -176,16 +177,30 @@ class _Search:
 
     def __init__(self, graph: ChannelGraph, readings: list[Reading]) -> None:
         self._graph = graph
+        self._gates = [gate for reading in readings if (gate := self._gate(reading))]
         self._stuck = np.ones(len(graph.roots), bool)
         """Channels (marked at the one that stands for them) that stay whatever the weights are."""
+        for gate in self._gates:
+            self._stuck[graph.roots[gate.inputs]] = False
         for members, group in zip(graph.members, graph.groups, strict=True):
-            self._stuck[members] = group.frozen
-        self._gates = [gate for reading in readings if (gate := self._gate(reading))]
-        known = {(id(gate.reading.layer), gate.reading.axis) for gate in self._gates}
-        for operation, tensor, axis, ids in graph.record.reads:
-            # A softmax, a normalization over channels: what is no plain product needs them all.
-            if tensor or (id(operation), axis) not in known:
-                self._stuck[graph.roots[ids]] = True
+            self._stuck[members] |= group.frozen | (group.kind != "channels")
+        for ids in self._other_reads():
+            self._stuck[graph.roots[ids]] = True
+
+    def _other_reads(self) -> Iterator[Array]:
+        """Yield channels that are read by more than a plain product with a kernel.
+
+        A softmax or a normalization over channels needs them all, whatever their values.
+        """
+        calls = {(id(gate.reading.layer), gate.reading.axis) for gate in self._gates}
+        for operation, tensor, axis, ids in self._graph.record.reads:
+            if tensor or (id(operation), axis) not in calls:
+                yield ids
+        kernels = {(id(gate.reading.kernel), gate.reading.in_axis) for gate in self._gates}
+        for part in self._graph.record.parts.values():
+            for axis, (own, role) in part.axes.items():
+                if role == "in" and own is not None and (id(part.variable), axis) not in kernels:
+                    yield own
 
     def _gate(self, reading: Reading) -> _Gate | None:
         part = self._graph.record.parts.get(id(reading.kernel))

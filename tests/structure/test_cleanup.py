@@ -189,8 +189,7 @@ def test_a_depthwise_kernel_of_zeros_frees_both_sides():
     assert report.model.get_layer("r").kernel.shape == (1, 1, 4, 2)
 
 
-def test_channels_first_pool_pad_and_flatten():
-    keras.config.set_image_data_format("channels_last")
+def test_a_constant_goes_through_pooling_dropout_and_flattening():
     first = layers.Conv2D(3, 1, name="first", activation="sigmoid")
     model = chain(
         first, layers.AveragePooling2D(2), layers.Dropout(0.5), layers.Flatten(),
@@ -300,6 +299,25 @@ def test_einsum_dense_reads_and_makes():
     report = cleaned(model)
     assert widths(report) == {"zero": (3, 2)}
     np.testing.assert_allclose(report.model.get_layer("first").bias, bias, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reader", ["attention", "lstm"])
+def test_attention_and_recurrence_keep_what_they_read_and_make(reader):
+    inputs = keras.Input((4, 2))
+    x = layers.Dense(6, name="first", activation="relu")(inputs)
+    if reader == "lstm":
+        x = layers.LSTM(4, name="reader")(x)
+    else:
+        x = layers.MultiHeadAttention(2, 3, name="reader")(x, x)
+    model = keras.Model(inputs, layers.Dense(3, name="last")(x))
+    randomize(model)
+    first, last = model.get_layer("first"), model.get_layer("last")
+    first.kernel.assign(np.asarray(first.kernel) * [1, 0, 1, 1, 1, 1])
+    if reader == "attention":  # of the second head nothing comes out
+        output = model.get_layer("reader").output_dense.kernel
+        output.assign(np.asarray(output) * np.array([1, 0]).reshape(2, 1, 1))
+    last.kernel.assign(np.asarray(last.kernel) * (np.arange(last.kernel.shape[0]) != 2)[:, None])
+    assert set(widths(cleaned(model))) <= {"reader"}
 
 
 def test_what_behaves_as_in_training_is_no_constant():
