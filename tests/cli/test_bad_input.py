@@ -53,6 +53,12 @@ CASES = {
     "other kind": (["convert", "{f}/notes.txt", "-o", "{out}/m.tflite"], 1, "notes.txt"),
     "hostile zip": (["convert", "{f}/hostile.keras", "-o", "{out}/m.tflite"], 1, "hostile.keras"),
     "lambda": (["convert", "{f}/lambda.keras", "-o", "{out}/m.tflite"], 1, "--unsafe"),
+    "broken tflite": (["convert", "{f}/broken.tflite", "-o", "{out}/m.tflite"], 1, "broken.tflite"),
+    "options of a tflite": (
+        ["convert", "{f}/broken.tflite", "-o", "{out}/m.tflite", "--keep-dead", "--batch", "2"],
+        1,
+        "takes no batch, keep_dead",
+    ),
     "no calibration": ([*CONVERT, "--quantize", "int8"], 1, "calibration"),
     "calibration shape": (
         [*CONVERT, "--quantize", "int8", "--calibration", "{f}/wide.npz"],
