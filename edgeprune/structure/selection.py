@@ -3,7 +3,7 @@
 Every block of a group (the channels that lie along the same producing axes) can be cut to a few
 numbers of channels only, the multiples of `round_to`. All these cuts are put in one order, the
 order in which the channels' scores ask for them, and a selection is the first so many cuts. So a
-larger ratio, or a smaller target, always removes what a smaller one does, and more.
+larger ratio always removes what a smaller one does, and more.
 """
 
 import math
@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 Norm = Callable[[Floats], Any]
 Removed = dict[int, npt.NDArray[np.integer[Any]]]
 """Position of a group -> its channels that leave, ascending."""
+_NEAR = 0.98  # of a target is near enough
+_LOOK = 64  # cuts to try beyond the first that meets a target
 _FUZZ = 1e-9  # 0.7 * 10 is 7
 _FIRST = -1.0  # the level of cuts that are made whatever the budget
 
@@ -73,8 +75,8 @@ def choose(
       norm: what a group's scores are divided by with ``ranking="global"``, if not their mean.
 
     Returns:
-      {position of a group: channels that leave}. A target that the limits do not allow to be met
-      gives all that may leave.
+      {position of a group: channels that leave}. A target is met from below, as nearly as a few
+      cuts more allow; one that the limits do not allow to be met gives all that may leave.
     """
     limits = limits or Limits()
     ratios = ratios or {}
@@ -92,7 +94,7 @@ def choose(
         _compare(levels, scores, ratios, norm or _mean)
     cuts = _Cuts(groups, levels, limits, ratios, sizes)
     if target is not None and cost is not None:
-        return cuts.removed(cuts.within(target, cost))
+        return cuts.within(target, cost)
     ratio = pruning_ratio or 0.0
     if ranking == "group":
         return cuts.removed(int(np.searchsorted(cuts.levels, ratio + _FUZZ, "right")))
@@ -193,17 +195,28 @@ class _Cuts:
 
     def removed(self, count: int) -> Removed:
         """Return what the first `count` cuts remove."""
-        kept = self._sizes.copy()
-        steps = self._steps[: self._ends[count]]
+        return self._gone(self._after(self._sizes, 0, count))
+
+    def _after(self, kept: Ints, start: int, stop: int) -> Ints:
+        """Return what each block keeps after the cuts from `start` to `stop`."""
+        steps = self._steps[self._ends[start] : self._ends[stop]]
+        kept = kept.copy()
         np.minimum.at(kept, steps[:, 0], steps[:, 1])
+        return kept
+
+    def _gone(self, kept: Ints) -> Removed:
         leaving: dict[int, list[Ints]] = {}
         for block in np.flatnonzero(kept < self._sizes):
             gone = self._orders[block][: self._sizes[block] - kept[block]]
             leaving.setdefault(self._owners[block], []).append(gone)
         return {index: np.sort(np.concatenate(parts)) for index, parts in leaving.items()}
 
-    def within(self, target: float, cost: Callable[[Removed], float]) -> int:
-        """Return the fewest cuts after which the cost is within the target; all if none is."""
+    def within(self, target: float, cost: Callable[[Removed], float]) -> Removed:
+        """Return the first cuts after which the cost is within the target; all if it never is.
+
+        Where the last of them takes much more than is needed, it is passed over for later ones
+        that take less.
+        """
         low, high = self._forced(), len(self.levels)
         while low < high:
             middle = (low + high) // 2
@@ -211,7 +224,30 @@ class _Cuts:
                 high = middle
             else:
                 low = middle + 1
-        return low
+        best = self.removed(low)
+        nearest = cost(best)
+        if nearest > target or low == self._forced():
+            return best
+        kept = self._after(self._sizes, 0, low - 1)
+        passed = {*self._blocks(low - 1)}
+        for cut in range(low, min(low + _LOOK, len(self.levels))):
+            if nearest >= _NEAR * target:
+                break
+            if passed & {*self._blocks(cut)}:
+                continue
+            tried = self._after(kept, cut, cut + 1)
+            removed = self._gone(tried)
+            left = cost(removed)
+            if left > target:
+                kept = tried
+                continue
+            passed |= {*self._blocks(cut)}
+            if left > nearest:
+                best, nearest = removed, left
+        return best
+
+    def _blocks(self, cut: int) -> list[int]:
+        return [int(block) for block in self._steps[self._ends[cut] : self._ends[cut + 1], 0]]
 
     def nearest(self, asked: float) -> int:
         """Return after how many cuts the channels removed, own ratios apart, are nearest."""
