@@ -75,6 +75,10 @@ def prune_file(
         progress=progress,
     )
     if output is not None:
+        optimizer = getattr(pruned.model, "optimizer", None)
+        if optimizer is not None and not optimizer.built:
+            # Keras warns of each file whose optimizer has no variables yet.
+            optimizer.build(pruned.model.trainable_variables)
         save_model(pruned.model, output)
     return pruned
 
@@ -121,7 +125,7 @@ def prune_structure(
         tell(f"planning{part}", 0.0, "")
         plan = _plan(model, smaller, spec, what, criterion, leg.share, data, training.seed)
         documents.append(plan.to_json())
-        tell(f"planning{part}", 1.0, "")
+        tell(f"planning{part}", 1.0, _in_words(documents[-1]))
         if dry_run:
             return Pruned(None, documents[0])
         smaller = plan.apply()
@@ -161,6 +165,10 @@ def _plan(
     if what == "heads":
         return plan_heads(model, ranking=spec.ranking, seed=seed, **own)
     return plan_layers(model, **own)
+
+
+def _in_words(figures: dict[str, Any]) -> str:
+    return f"{figures['parameters_before']:,} -> {figures['parameters_after']:,} parameters"
 
 
 def _over_rounds(documents: list[dict[str, Any]]) -> dict[str, Any]:
