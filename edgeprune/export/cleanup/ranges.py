@@ -69,9 +69,10 @@ def anything(tensor: Tensor) -> Range:
 
 def of_constant(tensor: Tensor) -> Range:
     """Return the range of a constant along its last axis."""
-    values = tensor.values().astype(np.float64).reshape(-1, tensor.shape[-1] if tensor.shape else 1)
-    if not values.size or not np.isfinite(values).all():
+    values = tensor.values().astype(np.float64)
+    if not np.isfinite(values).all():
         return anything(tensor)
+    values = values.reshape(-1, tensor.shape[-1] if tensor.shape else 1)
     return Range(values.min(axis=0), values.max(axis=0))
 
 

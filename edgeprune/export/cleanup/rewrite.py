@@ -83,6 +83,8 @@ class _Rewriter:
             _resize(self.tensors[index], len(self.graph.tensors[index].shape) - 1, int(live.sum()))
         used = {tensor.buffer for tensor in self.tensors}
         used.update(entry.buffer for entry in self.model.metadata or [])
+        if self.model.metadataBuffer is not None:
+            used.update(int(index) for index in self.model.metadataBuffer)
         for index, buffer in enumerate(self.model.buffers):
             if index not in used:
                 buffer.data = None

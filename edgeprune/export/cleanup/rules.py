@@ -35,6 +35,8 @@ _RECTIFIERS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 _ARITHMETIC = ("ADD", "SUB", "MUL")
 # Operators of two inputs, either of which may be a constant to slice with the other.
 PAIRWISE = (*_ARITHMETIC, "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "PRELU")
+# Types of a constant operand; others are packed in bits, or unknown to NumPy.
+_SLICED = ("float32", "int8", "uint8", "int16", "int32", "int64")
 _REDUCTIONS = ("SUM", "REDUCE_MAX", "REDUCE_MIN")
 
 
@@ -124,7 +126,7 @@ def _reshape(channels: Channels, operator: Operator, position: int) -> None:
     if operator.name == "RESHAPE" and len(operator.inputs) > 1:
         _integers(channels, operator, 1)
     ids = channels.tensors[source.index]
-    if not output.shape or not source.shape or output.shape[-1] % len(ids):
+    if not output.entries or not source.entries or output.shape[-1] % len(ids):
         raise FrozenError(f"{operator.name} that splits channels")
     times = output.shape[-1] // len(ids)
     given = elementwise.kept(source, output, channels.range(source.index).tiled(times))
@@ -139,9 +141,11 @@ def _pairwise(channels: Channels, operator: Operator, position: int) -> None:
     ids = None
     for operand in operands:
         size = operand.shape[-1] if operand.shape else 1
-        if size not in (1, output.shape[-1]) or operand.sparsity is not None:
+        if size not in (1, output.shape[-1]) or not operand.entries:
             raise FrozenError("shapes that do not fit")
         if operand.data is not None:
+            if operand.dtype not in _SLICED or operand.sparsity is not None:
+                raise FrozenError(f"a constant of {operand.dtype}")
             continue
         here = channels.tensors[operand.index]
         if len(here) != output.shape[-1]:

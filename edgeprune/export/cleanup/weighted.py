@@ -88,6 +88,7 @@ def weighted(graph: Subgraph, position: int) -> Weighted:
     hybrid = _check_types(source, output, kernel, bias)
     values = _effective(kernel)
     _check_shapes(operator, source, output, values, bias)
+    _check_scales(operator, kernel)
     mixing = operator.name != "DEPTHWISE_CONV_2D" or source.shape[-1] == 1
     # (out, taps, in), or (out, taps) of a depthwise one
     if operator.name == "DEPTHWISE_CONV_2D":
@@ -191,6 +192,14 @@ def _check_shapes(
             if columns % kernel.shape[3] == 0
             else "weights that do not fit the shapes"
         )
+
+
+def _check_scales(operator: Operator, kernel: Tensor) -> None:
+    """Refuse scales that do not run along the output channels."""
+    axis = 3 if operator.name == "DEPTHWISE_CONV_2D" else 0
+    scales = kernel.quantization
+    if scales is not None and scales.scale.size > 1 and scales.axis != axis:
+        raise FrozenError("weights with scales along another axis than the output channels")
 
 
 def _padded(operator: Operator, source: Tensor, output: Tensor, kernel: Tensor) -> bool:

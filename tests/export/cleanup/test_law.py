@@ -130,7 +130,7 @@ def _conv(
 ) -> Any:
     x = layers.Conv2D(
         filters,
-        size or random.choice([1, 1, 3]),
+        size or random.choice([1, 3]),
         padding="same" if same else _padding(random, x),
         strides=1 if same else random.choice([1, 1, 2]),
         use_bias=random.random() < 0.8,
@@ -150,7 +150,7 @@ def _planted(rng: np.random.Generator, path: str, value: Any) -> Any:
     first = np.arange(value.shape[-1]) == 0
     if "kernel" in path:
         value = rng.normal(0, 1, value.shape) * (rng.random(value.shape) > rng.uniform(0, 0.9))
-        value *= first | (rng.random(value.shape[-1]) > rng.choice([0.0, 0.4]))  # silent outputs
+        value *= first | (rng.random(value.shape[-1]) > 0.4)  # silent outputs
         if value.ndim > 1 and "depthwise" not in path:
             value *= rng.random((value.shape[-2], 1)) > rng.choice([0.0, 0.3])  # unread inputs
         one_sided = rng.random(value.shape[-1]) < rng.choice([0.0, 0.5])
@@ -158,7 +158,7 @@ def _planted(rng: np.random.Generator, path: str, value: Any) -> Any:
     if "variance" in path or "gamma" in path:
         return rng.uniform(0.5, 2, value.shape).astype(np.float32)
     # Biases, betas, means: zero, or far below what a ReLU lets through, or above.
-    chosen = rng.choice([0.0, 0.0, -0.3, -30.0, 1.0, 20.0], value.shape)
+    chosen = rng.choice([0.0, -0.3, -9.0, 1.0, 3.0], value.shape)
     return np.where(first, 0.5, chosen).astype(np.float32)
 
 

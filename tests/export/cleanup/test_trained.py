@@ -20,12 +20,13 @@ def test_pruned_digits_classifier(keras, lite, run_everywhere):
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    pruning = MagnitudePruning(PolynomialDecay(final_sparsity=0.9), ranking="global")
+    pruning = MagnitudePruning(
+        PolynomialDecay(final_sparsity=0.9, begin_step=100, end_step=400), ranking="global"
+    )
     model.fit(data.x, data.y, batch_size=64, epochs=30, verbose=0, callbacks=[pruning])
     content = lite(model, "int8", data.x[:200])
     graph = tflite.read(content)
     cleaned, report = remove_dead_channels_tflite(content)
-    print(f"zeros {graph.sparsity:.3f}", report)
     assert graph.sparsity > 0.75  # depthwise kernels are not pruned
     assert report.weights_after < 0.95 * report.weights_before
     given = graph.subgraphs[0].tensors[graph.subgraphs[0].inputs[0]].quantization
@@ -35,7 +36,7 @@ def test_pruned_digits_classifier(keras, lite, run_everywhere):
         run_everywhere(content, samples), run_everywhere(cleaned, samples), strict=True
     ):
         np.testing.assert_array_equal(before, after)
-    assert np.mean(before.argmax(-1) == data.y_val) > 0.9
+    assert np.mean(before.argmax(-1) == data.y_val) > 0.8
 
 
 def _ds_cnn(keras):
@@ -45,5 +46,5 @@ def _ds_cnn(keras):
         kinds.append(layers.DepthwiseConv2D(3, padding="same", use_bias=False))
         kinds.append(layers.Conv2D(64, 1, use_bias=False))
     for kind in kinds:
-        yield from (kind, layers.BatchNormalization(), layers.ReLU())
+        yield from (kind, layers.BatchNormalization(momentum=0.9), layers.ReLU())
     yield from (layers.GlobalAveragePooling2D(), layers.Dense(10, activation="softmax"))
