@@ -197,6 +197,8 @@ class _Search:
             if tensor or (id(operation), axis) not in calls:
                 yield ids
         kernels = {(id(gate.reading.kernel), gate.reading.in_axis) for gate in self._gates}
+        firsts = (gate.reading.first for gate in self._gates)
+        kernels |= {(id(first), len(first.shape) - 2) for first in firsts if first is not None}
         for part in self._graph.record.parts.values():
             for axis, (own, role) in part.axes.items():
                 if role == "in" and own is not None and (id(part.variable), axis) not in kernels:
@@ -358,6 +360,8 @@ def _with_biases(model: Any, biases: dict[int, Array]) -> Any:
     rebuilt = rebuild(model, replace)
     copy_weights(pairs)
     for old, new in added:
-        new.kernel.assign(old.kernel)
+        # The bias comes last.
+        for source, target in zip(old.weights, new.weights, strict=False):
+            target.assign(source)
         new.bias.assign(biases[id(old)])
     return rebuilt

@@ -35,6 +35,7 @@ class Reading:
       foldable: whether a constant input adds the same to every entry of an output channel, so
         that the bias can take it over.
       given: range of each input, over all calls.
+      first: a kernel (..., channels, multiplier) that the inputs pass one by one before, or None.
     """
 
     layer: Any
@@ -45,6 +46,7 @@ class Reading:
     weights: Weights
     foldable: bool
     given: Value
+    first: Any = None
 
 
 @dataclass(frozen=True, eq=False)

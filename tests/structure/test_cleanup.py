@@ -201,6 +201,34 @@ def test_a_constant_goes_through_pooling_dropout_and_flattening():
     assert cleaned(model).model.get_layer("last").kernel.shape == (8, 2)
 
 
+@pytest.mark.parametrize(("bias", "left"), [(3, 4), (-3, 3)])
+def test_separable_convolutions_read_and_make(bias, left):
+    one, two = (
+        layers.SeparableConv2D(4, 3, padding="same", activation="relu", name=name)
+        for name in ("one", "two")
+    )
+    model = chain(layers.Conv2D(3, 1, name="first"), one, two, layers.Conv2D(2, 1), shape=(6, 6, 2))
+    depthwise, pointwise, shift = (np.asarray(weight).copy() for weight in one.weights)
+    depthwise[:, :, 1], pointwise[..., 2], shift[2] = 0, 0, bias
+    set_weights(one, depthwise, pointwise, shift)
+    report = cleaned(model)
+    # A constant of 3 would count less at the border; a zero counts as nothing everywhere.
+    expected = {"first": (3, 2)} | ({"one": (4, left)} if left < 4 else {})
+    assert widths(report) == expected
+
+
+def test_a_separable_reader_without_a_bias_gets_one():
+    first = layers.Conv2D(3, 1, activation="relu")
+    model = chain(first, layers.SeparableConv2D(2, 3, use_bias=False, name="last"), shape=(6, 6, 2))
+    kernel = np.asarray(first.kernel).copy()
+    kernel[..., 1] = 0
+    set_weights(first, kernel, [1, 3, 1])
+    depthwise, pointwise = (np.asarray(weight) for weight in model.get_layer("last").weights)
+    new = cleaned(model).model.get_layer("last")
+    expected = 3 * depthwise[:, :, 1].sum() * pointwise[0, 0, 1]
+    np.testing.assert_allclose(new.bias, expected, rtol=1e-5)
+
+
 # Several paths
 
 
@@ -409,7 +437,11 @@ def nets(draw):
     inputs = keras.Input((6, 6, 2))
     x = layers.Conv2D(4, 1, name="stem")(inputs)
     for index in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["conv", "same", "depthwise", "norm", "add", "gate", "join"]))
+        kind = draw(
+            st.sampled_from(
+                ["conv", "same", "depthwise", "separable", "norm", "add", "gate", "join"]
+            )
+        )
         activation = draw(st.sampled_from(["relu", "relu6", "sigmoid", "silu", None]))
         bias = draw(st.booleans())
         options = {"use_bias": bias, "activation": activation}
@@ -419,6 +451,10 @@ def nets(draw):
             x = layers.Conv2D(draw(st.integers(2, 5)), 3, padding=padding, **options)(x)
         elif kind == "depthwise":
             x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, **options)(x)
+        elif kind == "separable":
+            options["depth_multiplier"] = draw(st.integers(1, 2))
+            padding = "valid" if x.shape[1] > 3 else "same"
+            x = layers.SeparableConv2D(4, 3, padding=padding, **options)(x)
         elif kind == "norm":
             x = layers.Activation(activation or "linear")(layers.BatchNormalization()(x))
         elif kind == "add":

@@ -26,35 +26,44 @@ def _weighted(
     foldable: bool = True,
 ) -> Value | None:
     """Return the range of each output, in the order of `out_axes`, and note what is read."""
-    layer = step.layer
-    if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
+    if not _plain(step.layer):
         return None
+    kernel = step.layer.kernel
+    given = step.first.along(axis, kernel.shape[in_axis])
+    reading = _noted(step, kernel, given, axis, taps, in_axis, out_axes, foldable and not padded)
+    shift = np.zeros(reading.weights.used.shape[1]) if bias is None else np.asarray(bias)
+    return reading.weights.applied(given, shift.astype(np.float64), padded)
+
+
+def _plain(layer: Any) -> bool:
+    """Tell whether a layer computes with its kernel as it is."""
+    return not (getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False))
+
+
+def _noted(
+    step: Step,
+    kernel: Any,
+    given: Value,
+    axis: int,
+    taps: tuple[int, ...],
+    in_axis: int,
+    out_axes: tuple[int, ...],
+    foldable: bool,
+    first: Any = None,
+) -> Reading:
+    """Note what a call reads, beside what the layer's other calls read."""
+    layer = step.layer
     known = step.readings.get(id(layer))
     if known is None:
-        kernel = np.asarray(layer.kernel)
-        ordered = kernel.transpose(*taps, in_axis, *out_axes)
-        columns = math.prod(kernel.shape[a] for a in out_axes)
-        matrix = ordered.reshape(-1, kernel.shape[in_axis], columns)
-        weights = Weights(matrix, step.rounding)
-    else:
-        weights = known.weights
-    given = step.first.along(axis, weights.used.shape[0])
-    if known is None:
-        positive = axis % step.first.low.ndim
-        step.readings[id(layer)] = Reading(
-            layer,
-            layer.kernel,
-            positive,
-            in_axis,
-            out_axes,
-            weights,
-            foldable and not padded,
-            given,
-        )
-    else:
-        known.given = known.given.joined(given)
-    shift = np.zeros(weights.used.shape[1]) if bias is None else np.asarray(bias, np.float64)
-    return weights.applied(given, shift, padded)
+        values = np.asarray(kernel)
+        columns = math.prod(values.shape[a] for a in out_axes)
+        matrix = values.transpose(*taps, in_axis, *out_axes)
+        weights = Weights(matrix.reshape(-1, values.shape[in_axis], columns), step.rounding)
+        axis %= step.first.low.ndim
+        known = Reading(layer, kernel, axis, in_axis, out_axes, weights, foldable, given, first)
+        step.readings[id(layer)] = known
+    known.given = known.given.joined(given)
+    return known
 
 
 def _fused(step: Step, value: Value | None) -> Value | None:
@@ -97,6 +106,24 @@ def _depthwise(step: Step) -> Value | None:
     padded = layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
     kernel = np.asarray(layer.kernel)
     made = _each_channel(step, kernel.reshape(-1, *kernel.shape[-2:]), axis, padded)
+    bias = exactly(_bias(layer, len(made.low)))
+    return _fused(step, placed(added(made, bias).widened(step.rounding), rank, axis))
+
+
+@rule("SeparableConv1D", "SeparableConv2D")
+def _separable(step: Step) -> Value | None:
+    layer, rank = step.layer, step.first.low.ndim
+    axis = channel_axis(layer)
+    padded = layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
+    kernel = np.asarray(layer.depthwise_kernel)
+    # What the pointwise kernel reads: padding is behind it, so its bias takes any constant over.
+    given = _each_channel(step, kernel.reshape(-1, *kernel.shape[-2:]), axis, padded)
+    taps = tuple(range(rank - 2))
+    reading = _noted(
+        *(step, layer.pointwise_kernel, given, axis, taps, rank - 2, (rank - 1,), True),
+        first=layer.depthwise_kernel,
+    )
+    made = reading.weights.applied(given, _bias(layer, layer.filters), padded=False)
     return _fused(step, placed(made, rank, axis))
 
 
@@ -105,24 +132,25 @@ def _by_group(step: Step, axis: int, padded: bool) -> Value | None:
     kernel = np.asarray(layer.kernel)
     groups, width, filters = layer.groups, kernel.shape[-2], kernel.shape[-1]
     if width == 1:
-        return _each_channel(step, kernel.reshape(-1, groups, filters // groups), axis, padded)
+        made = _each_channel(step, kernel.reshape(-1, groups, filters // groups), axis, padded)
+        return added(made, exactly(_bias(layer, filters))).widened(step.rounding)
     given = step.first.along(axis, width * groups)
     bias = _bias(layer, filters)
     taps = kernel.reshape(-1, width, filters)
-    made = []
+    parts = []
     for group in range(groups):
         inputs = slice(group * width, (group + 1) * width)
         outputs = slice(group * filters // groups, (group + 1) * filters // groups)
         own = Value(given.low[inputs], given.high[inputs])
         weights = Weights(taps[..., outputs], step.rounding)
-        made.append(weights.applied(own, bias[outputs], padded))
+        parts.append(weights.applied(own, bias[outputs], padded))
     return Value(
-        np.concatenate([part.low for part in made]), np.concatenate([part.high for part in made])
+        np.concatenate([part.low for part in parts]), np.concatenate([part.high for part in parts])
     )
 
 
 def _each_channel(step: Step, taps: Array, axis: int, padded: bool) -> Value:
-    """Return the range of outputs that read one channel each; taps (taps, channels, outputs)."""
+    """Return the range of sums over one channel each; taps (taps, channels, outputs)."""
     given = step.first.along(axis, taps.shape[1])
     if padded:
         given = given.joined(exactly(0.0))
@@ -130,19 +158,17 @@ def _each_channel(step: Step, taps: Array, axis: int, padded: bool) -> Value:
     positive = exactly(np.maximum(taps, 0).sum(0, dtype=np.float64))
     negative = exactly(np.minimum(taps, 0).sum(0, dtype=np.float64))
     parts = product(column, positive), product(column, negative)
-    bias = _bias(step.layer, taps[0].size)
-    low = (parts[0].low + parts[1].low).ravel()
-    high = (parts[0].high + parts[1].high).ravel()
-    magnitude = np.maximum(
-        *(np.abs(np.where(np.isfinite(end), end, 0.0)) for end in (low, high))
-    ) + np.abs(bias)
-    bound = Value(low, high).widened((len(taps) + 1) * step.rounding, 2 * magnitude)
-    # Without a bias in the way, sums of one sign keep it.
-    bound = Value(
-        np.where(low >= 0, np.maximum(bound.low, 0.0), bound.low),
-        np.where(high <= 0, np.minimum(bound.high, 0.0), bound.high),
+    low, high = parts[0].low + parts[1].low, parts[0].high + parts[1].high
+    ends = [np.where(np.isfinite(end), np.abs(end), 0.0) for end in (column.low, column.high)]
+    magnitude = np.maximum(*ends) * (positive.high - negative.low)
+    bound = Value(low, high).widened((len(taps) + 1) * step.rounding, magnitude)
+    # Rounding keeps the sign of a sum whose terms all have that sign.
+    never_below = (parts[0].low >= 0) & (parts[1].low >= 0)
+    never_above = (parts[0].high <= 0) & (parts[1].high <= 0)
+    return Value(
+        np.where(never_below, np.maximum(bound.low, 0.0), bound.low).ravel(),
+        np.where(never_above, np.minimum(bound.high, 0.0), bound.high).ravel(),
     )
-    return Value(bound.low + bias, bound.high + bias)
 
 
 def _bias(layer: Any, size: int) -> Array:
