@@ -1,6 +1,7 @@
 """The ways to a structurally pruned model side by side, each from new initial weights."""
 
 import json
+import logging
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from edgeprune.ways import (
     renewed,
     scratch_epochs,
 )
+
+_log = logging.getLogger(__name__)
 
 WAYS = {
     "dense": "unpruned",
@@ -245,9 +248,12 @@ class _Comparison:
         started = time.perf_counter()
         model = self._start(way, seed)
         if way in _PRUNING and leg.share > 0:
-            model = plan_share(
+            plan = plan_share(
                 self._model, model, self._model, self._spec, leg.share, self._data, seed
-            ).apply()
+            )
+            for note in plan.notes:
+                _log.warning("%s: %s", stage, note)
+            model = plan.apply()
         training = replace(self._training, seed=seed)
         trainer = Trainer(self._model, self._data, self._spec, training, self._progress)
         trainer.train(model, leg, epochs, stage, tuning=way in _CONTINUED)

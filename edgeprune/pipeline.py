@@ -71,7 +71,8 @@ class CompressionReport:
     Attributes:
       output: the run's folder.
       rows: the baseline first, the result last.
-      stages: what each stage took and left: ``stage seconds score sparsity``.
+      stages: what each stage took and left: ``stage seconds score_name score sparsity parameters
+        macs file``, and where channels left, ``groups refused``.
     """
 
     output: Path
@@ -159,6 +160,7 @@ class _Run:
         self.recipe = recipe
         self.quick = quick
         self.progress = progress
+        self.details: dict[str, Any] = {}  # of the stage that runs, for its summary
         self.pattern = _pattern(recipe.sparsity.pattern if recipe.sparsity else "unstructured")
         quantize = recipe.export.quantize
         files = ["baseline.keras", "baseline.tflite", f"baseline-{quantize}.tflite"]
@@ -192,7 +194,8 @@ class _Run:
                 self.folder.finish(summary, rows)
             else:
                 keys = ("score_name", "score", "sparsity", "parameters", "macs", "file")
-                summary |= {key: getattr(rows[0], key) for key in keys}
+                summary |= {key: getattr(rows[0], key) for key in keys} | self.details
+                self.details = {}
                 between = name.startswith("structure ")  # a round before the last
                 self.folder.finish(summary, self.folder.rows + ([] if between else rows))
             self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[0]))
@@ -230,11 +233,11 @@ class _Run:
     def _structure(self, spec: StructureSpec, number: int, stage: str) -> list[Row]:
         from edgeprune.ways import Trainer, legs, macs_of, plan_share, renewed, scratch_epochs
 
-        original = self._load("baseline.keras")
         training = self.recipe.training
         rounds = legs(spec.way, spec)
         leg = rounds[number]
         model = self._latest()
+        original = model if number == 0 else self._load("baseline.keras")
         if number == 0 and spec.way == "during":
             model = renewed(model, training.seed)
         if leg.share > 0:
@@ -243,6 +246,7 @@ class _Run:
             )
             for note in plan.notes:
                 _log.warning("%s: %s", stage, note)
+            self.details = {key: plan.to_json()[key] for key in ("groups", "refused")}
             model = plan.apply()
         if spec.way.startswith("scratch"):
             model = renewed(model, training.seed)

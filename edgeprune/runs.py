@@ -95,9 +95,7 @@ class RunFolder(Generic[Row]):
             models = [*rows, *(stage["file"] for stage in stages if "file" in stage)]
             names = {Path(name).name for name in models}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{record} is not a record of edgeprune; choose another folder, or delete it"
-            ) from error
+            raise _damaged(record) from error
         if restart or not stages:
             self._remove(names)
             self._write()
@@ -113,7 +111,10 @@ class RunFolder(Generic[Row]):
                 f"{'differs' if len(changed) == 1 else 'differ'}; choose another folder, or "
                 "--restart to replace it"
             )
-        self.rows = [self._row_type(**row) for row in earlier["rows"]]
+        try:
+            self.rows = [self._row_type(**row) for row in earlier["rows"]]
+        except TypeError as error:
+            raise _damaged(record) from error
         self.stages = stages
 
     @property
@@ -143,3 +144,7 @@ class RunFolder(Generic[Row]):
         }
         with atomic_path(self.path / RUN_FILE) as path:
             path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _damaged(record: Path) -> InputError:
+    return InputError(f"{record} is not a record of edgeprune; choose another folder, or delete it")

@@ -9,7 +9,7 @@ from edgeprune.errors import InputError
 from edgeprune.files import check_target
 from edgeprune.models import load_model, save_model
 from edgeprune.recipe import BUDGETS, StructureSpec, TrainingSpec
-from edgeprune.scoring import score
+from edgeprune.scoring import Score, score
 from edgeprune.structure.attention import plan_heads
 from edgeprune.structure.depth import plan_layers
 from edgeprune.structure.pruning import compile_as
@@ -118,6 +118,7 @@ def prune_structure(
         parts = [Leg(1.0, 0, 0)]
     tell = progress or (lambda stage, fraction, note: None)
     trainer = None if data is None else Trainer(model, data, spec, training, progress)
+    before = None if dry_run else _score(model, data)
     documents = []
     smaller = model
     for number, leg in enumerate(parts):
@@ -136,12 +137,21 @@ def prune_structure(
             tell(stage, 1.0, "")
     compile_as(smaller, model)
     figures = _over_rounds(documents)
-    if data is not None and len(model.outputs) == 1:
-        before, after = (score(data.y_val, predict(it, data.x_val)) for it in (model, smaller))
-        figures["score_name"] = before.name
-        figures["score_before"] = before.value
+    after = None if before is None else _score(smaller, data)
+    if before is not None and after is not None:
+        figures |= {"score_name": before.name, "score_before": before.value}
         figures["score_after"] = after.value
     return Pruned(smaller, figures)
+
+
+def _score(model: Any, data: Dataset | None) -> Score | None:
+    """Score a model on the validation data; None where there is no one figure for it."""
+    if data is None or len(model.outputs) != 1:
+        return None
+    try:
+        return score(data.y_val, predict(model, data.x_val))
+    except InputError:  # targets of the user's own loss, say
+        return None
 
 
 def _plan(

@@ -113,7 +113,9 @@ def plan_share(
     """
     if model is not like:
         compile_as(model, like)
-    first = plan_channels(original, pruning_ratio=0.0, criterion="random")
+    first = None
+    if model is not original:
+        first = plan_channels(original, pruning_ratio=0.0, criterion="random")
     request = PruningRequest(
         **{name: getattr(spec, name) for name in BUDGETS},
         criterion=spec.criterion,

@@ -12,17 +12,17 @@ from edgeprune.cli.outcome import plot_groups, print_pruned
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--ratio", type=float, help="Fraction of channels to remove, in [0, 1).")
-@click.option("--target-macs", type=float, help="Fraction of the MACs that may stay, in (0, 1].")
-@click.option(
-    "--target-parameters", type=float, help="Fraction of the parameters that may stay, in (0, 1]."
-)
 @click.option(
     "--what",
     type=click.Choice(["channels", "heads", "layers"]),
     default="channels",
     show_default=True,
     help="What leaves: channels, attention heads, or whole residual blocks and encoder layers.",
+)
+@click.option("--ratio", type=float, help="Fraction of them to remove, in [0, 1).")
+@click.option("--target-macs", type=float, help="Fraction of the MACs that may stay, in (0, 1].")
+@click.option(
+    "--target-parameters", type=float, help="Fraction of the parameters that may stay, in (0, 1]."
 )
 @click.option(
     "--criterion",
@@ -45,7 +45,13 @@ from edgeprune.cli.outcome import plot_groups, print_pruned
     show_default=True,
     help="Channels that stay come in multiples of this: odd numbers run slower.",
 )
-@click.option("--min-channels", type=int, default=1, show_default=True, help="That stay at least.")
+@click.option(
+    "--min-channels",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How many stay in each layer at least.",
+)
 @click.option(
     "--max-ratio", type=float, help="Largest fraction that a group may lose.  [default: 0.9]"
 )

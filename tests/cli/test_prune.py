@@ -161,6 +161,27 @@ def test_rounds_are_fine_tuned_and_told_of_as_one(files, tmp_path):
     ]
 
 
+def test_targets_that_have_no_one_figure_are_trained_on_unscored(files, tmp_path):
+    import keras
+
+    def third(targets, outputs):
+        return keras.ops.mean(keras.ops.square(targets[:, 2:] - outputs))
+
+    keras.saving.register_keras_serializable("test_prune")(third)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16), keras.layers.Dense(1)])
+    model.compile("sgd", third)
+    model.save(tmp_path / "model.keras")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(40, 6)), y=rng.normal(size=(40, 3)))
+    result = prune(
+        *(tmp_path / "model.keras", "--ratio", "0.5", "--data", tmp_path / "data.npz"),
+        *("--epochs", "1", "-o", tmp_path / "out.keras", "--json"),
+    )
+    report = json.loads(result.stdout)
+    assert set(report) == KEYS
+    assert report["parameters_after"] == 7 * 8 + 9
+
+
 def test_what_is_skipped_stays(files):
     dry = ("--ratio", "0.5", "--dry-run", "--json", "--skip", "inner")
     report = json.loads(prune(files / "model.keras", *dry).stdout)

@@ -81,6 +81,10 @@ def test_a_killed_run_goes_on_with_the_next_round(resumed):
     assert stages["structure 1/2"]["macs"] == 12 * 48 + 48 * 3
     assert stages["structure 1/2"]["file"] == "structured-1.keras"
     assert stages["structure"]["macs"] == HALF
+    (hidden, logits) = stages["structure"]["groups"]
+    assert (hidden["channels_before"], hidden["channels_after"]) == (48, 32)
+    assert (logits["channels_before"], logits["channels_after"]) == (3, 3)
+    assert [refusal["layer"] for refusal in stages["structure"]["refused"]] == [logits["name"]]
 
 
 def test_rows_have_sizes_and_the_result_is_small_and_good(resumed):
