@@ -14,6 +14,8 @@ from edgeprune.export.graph import TfliteModel
 from edgeprune.export.macs import tflite_macs
 from edgeprune.report.table import format_bytes
 
+_MAX_CHANNELS = 10_000_000
+
 
 @dataclass(frozen=True)
 class LayerChange:
@@ -173,6 +175,9 @@ def _unsuited(model: TfliteModel) -> str | None:
         return f"it has custom operators ({', '.join(custom)})"
     if any(tensor.sparsity is not None for tensor in graph.tensors):
         return "its weights are sparsely encoded; clean the dense file"
+    # Damaged files claim shapes that no memory holds.
+    if sum(tensor.shape[-1] for tensor in graph.tensors if tensor.shape) > _MAX_CHANNELS:
+        return f"its tensors have more than {_MAX_CHANNELS:,} channels"
     root = schema.Model.GetRootAs(model.content)
     buffers = [root.Buffers(index) for index in range(root.BuffersLength())]
     if any(buffer.Offset() > 1 for buffer in buffers):

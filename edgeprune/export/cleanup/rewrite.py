@@ -1,6 +1,7 @@
 """Write a .tflite file's graph again without the channels that left."""
 
 import copy
+import struct
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.errors import InputError
 from edgeprune.export.cleanup.removal import Removal
 from edgeprune.export.cleanup.rules import PAIRWISE
 from edgeprune.export.cleanup.weighted import BIASES, Weighted
@@ -41,10 +43,19 @@ def without(content: bytes, graph: Subgraph, removal: Removal) -> bytes:
       content: of a .tflite file of one subgraph, `graph`.
       graph: its graph.
       removal: what leaves.
+
+    Raises:
+      InputError: parts of the file that `tflite.read` does not read are damaged.
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    try:
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    # What the accessors raise when an offset or a length points outside the file.
+    except (struct.error, ValueError, TypeError, IndexError, OverflowError) as error:
+        raise InputError(
+            "the .tflite content is damaged: a table points outside it; convert it again"
+        ) from error
     _Rewriter(schema, model, graph, removal).run()
     model.buffers = [_Aligned(buffer) for buffer in model.buffers]
     builder = schema.flatbuffers.Builder(len(content))

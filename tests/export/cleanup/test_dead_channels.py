@@ -93,6 +93,17 @@ def test_padding_shows_every_constant_but_zero(keras, lite, run_everywhere, bias
     assert_same(run_everywhere, content, cleaned)
 
 
+@pytest.mark.parametrize(("padding", "left"), [("same", 3), ("valid", 2)])
+def test_a_depthwise_convolution_spreads_a_constant(keras, lite, run_everywhere, padding, left):
+    inputs = keras.Input((5, 5, 2))
+    x = conv(keras, inputs, 3, silent=[1], bias=2.0, activation="relu")
+    x = keras.layers.DepthwiseConv2D(3, padding=padding, depthwise_initializer="ones")(x)
+    content = lite(keras.Model(inputs, conv(keras, x, 2)))
+    cleaned, report = remove_dead_channels_tflite(content)
+    assert channels(report) == [(3, left), (3, left), (2, 2)]
+    assert_same(run_everywhere, content, cleaned)
+
+
 def test_what_nothing_reads_leaves_and_what_only_that_read_too(keras, lite, run_everywhere):
     inputs = keras.Input((4, 4, 2))
     x = conv(keras, inputs, 4, activation="relu")
@@ -321,3 +332,17 @@ def test_damaged_files_raise_an_input_error(with_dead):
         remove_dead_channels_tflite(b"no model at all")
     with pytest.raises(InputError, match="damaged"):
         remove_dead_channels_tflite(with_dead[: len(with_dead) // 2])
+
+
+def test_flipped_bytes_never_raise_anything_else(with_dead):
+    rng = np.random.default_rng(0)
+    survived = 0
+    for _ in range(300):
+        damaged = np.frombuffer(with_dead, np.uint8).copy()
+        damaged[rng.integers(0, len(damaged), 2)] = rng.integers(0, 256, 2)
+        try:
+            remove_dead_channels_tflite(damaged.tobytes())
+        except InputError:
+            continue
+        survived += 1
+    assert 0 < survived < 300
