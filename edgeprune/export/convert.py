@@ -118,7 +118,8 @@ def convert(
     source, program = _program(model, unsafe, input_shape)
     program = program.fixed(batch, input_shape)
     columns = None if calibration is None else load_calibration(calibration, program.inputs)
-    tell("clean up")
+    if clean:
+        tell("clean up")
     smaller, dead = cleaned(program) if clean else (program, kept("kept, as asked"))
     removed = dead["channels_removed"]
     tell(f"convert without {removed:,} dead channels" if removed else "convert")
