@@ -209,8 +209,8 @@ def _branch(graph: _Graph, index: int, terms: list[Any]) -> tuple[_Branch | None
             reason = reason or why
     makers = " and ".join(f"'{graph.maker(term)}'" for term in terms[:3])
     return None, reason or (
-        f"it adds {makers}, none of which is where the others begin, as after a projection or "
-        "downsampling shortcut; nothing of the same shape can stand for the sum"
+        f"it adds {makers}, none of which is where the others begin (a projection or downsampling "
+        "shortcut, or separate streams)"
     )
 
 
