@@ -27,7 +27,7 @@ Look = Callable[[Any, int, Any], Any]
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """What flows along one axis where one operation reads it, over all its calls.
+    """What flows along one axis where one operation reads it, over all its calls of one size.
 
     Attributes:
       absolute: (size of the axis,) absolute values, summed over samples and the other axes.
@@ -39,6 +39,12 @@ class Flow:
     absolute: Array
     count: int
     effect: Array
+
+    def plus(self, other: "Flow") -> "Flow":
+        """Return what flows in both calls together."""
+        return Flow(
+            self.absolute + other.absolute, self.count + other.count, self.effect + other.effect
+        )
 
 
 class Evidence:
@@ -137,16 +143,16 @@ class Evidence:
         return result
 
     @cached_property
-    def activations(self) -> dict[ReadKey, Flow]:
+    def activations(self) -> dict[ReadKey, list[Flow]]:
         """What flows where channels are read, without gradients."""
         return self._flows(gradients=False)
 
     @cached_property
-    def effects(self) -> dict[ReadKey, Flow]:
+    def effects(self) -> dict[ReadKey, list[Flow]]:
         """What flows where channels are read, with activation x gradient of each sample's loss."""
         return self._flows(gradients=True)
 
-    def _flows(self, gradients: bool) -> dict[ReadKey, Flow]:
+    def _flows(self, gradients: bool) -> dict[ReadKey, list[Flow]]:
         import tensorflow as tf
 
         self._check_weights()
@@ -191,19 +197,18 @@ class Evidence:
             for operation, position, _ in seen
             for axis in sorted(axes[id(operation), position])
         ]
-        flows: dict[ReadKey, Flow] = {}
+        flows: dict[ReadKey, list[Flow]] = {}
         for number, (operation, position, axis) in enumerate(places):
             absolute, count, effect = zip(*(one[number] for one in found), strict=True)
             flow = Flow(np.sum(absolute, 0), int(np.sum(count)), np.concatenate(effect))
             _check_flow(flow, operation)
-            key = (id(operation), position, axis)
-            if (other := flows.get(key)) is not None:
-                flow = Flow(
-                    other.absolute + flow.absolute,
-                    other.count + flow.count,
-                    other.effect + flow.effect,
-                )
-            flows[key] = flow
+            alike = flows.setdefault((id(operation), position, axis), [])
+            for index, other in enumerate(alike):
+                if len(other.absolute) == len(flow.absolute):
+                    alike[index] = other.plus(flow)
+                    break
+            else:
+                alike.append(flow)
         return flows
 
     def _over_batches(self, step: Callable[[Any, Any], Any]) -> list[Any]:

@@ -99,13 +99,16 @@ def activation(group: PruningGroup, model: Any, data: Any) -> Scores:
 
 
 def _reads(
-    group: PruningGroup, flows: dict[ReadKey, Flow]
+    group: PruningGroup, flows: dict[ReadKey, list[Flow]]
 ) -> list[tuple[Flow, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Return what flows at each place where the group is read, once where calls are several."""
     found = {}
     for read in group.reads:
         key = (id(read.operation), read.input, read.axis)
-        found[key] = (flows[key], read.positions, read.channels)
+        # A layer without weights may be shared by inputs of several sizes.
+        large = [flow for flow in flows[key] if len(flow.absolute) > read.positions.max()]
+        flow = min(large, key=lambda flow: len(flow.absolute))
+        found[key] = (flow, read.positions, read.channels)
     return list(found.values())
 
 

@@ -65,36 +65,39 @@ def in_rounds(
 def compile_as(smaller: Any, model: Any) -> None:
     """Compile a model as another one is, with an optimizer that starts afresh.
 
-    Nothing is done where that one is not compiled. Metrics that cannot be made again from their
-    config are left out, with a warning.
+    Nothing is done where that one is not compiled. What cannot be made again from its config is
+    left out, with a warning: metrics, or the compilation.
     """
     keras = models.import_keras()
     if not getattr(model, "compiled", False):
         return
+
+    def anew(held: Any) -> Any:
+        # Strings and functions hold no state; a metric's and an optimizer's belong to its model.
+        if not isinstance(held, keras.metrics.Metric | keras.optimizers.Optimizer):
+            return held
+        return type(held).from_config(held.get_config())
+
     given = dict(model._compile_config.config)
-    optimizer = model.optimizer
-    if optimizer is not None:
-        # Keras wraps it for loss scaling again where the model computes in float16.
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        given["optimizer"] = type(optimizer).from_config(optimizer.get_config())
-
-    def anew(metric: Any) -> Any:
-        # Strings and functions hold no state; a metric's belongs to its model.
-        if not isinstance(metric, keras.metrics.Metric):
-            return metric
-        return type(metric).from_config(metric.get_config())
-
     for name in ("metrics", "weighted_metrics"):
         try:
             given[name] = keras.tree.map_structure(anew, given[name])
         except (NotImplementedError, TypeError, ValueError) as error:
             given[name] = None
-            warnings.warn(
-                f"the {name} of model '{model.name}' cannot be made again ({first_line(error)}); "
-                "the smaller model is compiled without them",
-                stacklevel=3,
-            )
-    smaller.compile(**given)
+            _warn(f"the {name} of model '{model.name}' cannot be made again", error)
+    try:
+        # Keras wraps it for loss scaling again where the model computes in float16.
+        given["optimizer"] = anew(getattr(model.optimizer, "inner_optimizer", model.optimizer))
+        smaller.compile(**given)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        _warn(f"model '{model.name}' cannot be compiled again as it is", error)
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(
+        f"{what} ({first_line(error)}); the smaller model does without: compile it yourself",
+        stacklevel=5,
+    )
 
 
 def _tuned(fine_tune: FineTune, smaller: Any, number: int) -> Any:

@@ -252,6 +252,24 @@ def test_a_shared_layer_reads_at_both_of_its_calls():
     np.testing.assert_allclose(scores("activation", model, "made", x), expected, rtol=1e-5)
 
 
+def test_a_layer_without_weights_may_be_shared_by_several_sizes():
+    inputs = keras.Input((3,))
+    unit = layers.UnitNormalization()
+    wide, narrow = layers.Dense(6, name="wide")(inputs), layers.Dense(4, name="narrow")(inputs)
+    x = layers.Concatenate()([unit(wide), unit(narrow)])
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    model.compile("sgd", "mse")
+    data = np.random.default_rng(0).normal(size=(8, 3)), np.zeros((8, 2))
+    evidence = Evidence(model, data)
+    for name, size in {"wide": 6, "narrow": 4}.items():
+        made = np.abs(np.asarray(model.get_layer(name)(data[0].astype(np.float32))))
+        unit_made = made / np.sqrt((made**2).sum(1, keepdims=True))
+        # It is read where it is normalized and by the head.
+        expected = (made.mean(0) + unit_made.mean(0)) / 2
+        np.testing.assert_allclose(scores("activation", model, name, evidence), expected, rtol=1e-4)
+        assert scores("taylor_activation", model, name, evidence).shape == (size,)
+
+
 def test_nested_models_and_masks_are_run_as_keras_runs_them():
     inner_in = keras.Input((None, 6))
     inner = keras.Model(inner_in, layers.LSTM(5, name="lstm")(inner_in), name="inner")
@@ -265,12 +283,12 @@ def test_nested_models_and_masks_are_run_as_keras_runs_them():
     evidence = Evidence(model, (tokens, np.zeros((2, 2))))
     flow = next(
         flow
-        for (operation, *_), flow in evidence.activations.items()
+        for (operation, *_), (flow,) in evidence.activations.items()
         if operation == id(model.get_layer("head"))
     )
     before = keras.Model(model.inputs, model.get_layer("head").input)(tokens)
     np.testing.assert_allclose(flow.absolute, np.abs(before).sum(0), rtol=1e-5)
-    effects = evidence.effects[id(model.get_layer("head")), 0, 1].effect
+    effects = evidence.effects[id(model.get_layer("head")), 0, 1][0].effect
     # Of the mean squared error over two outputs, a sample's gradient is error times kernel.
     kernel = np.asarray(model.get_layer("head").kernel)
     np.testing.assert_allclose(effects, before * (np.asarray(model(tokens)) @ kernel.T), rtol=1e-4)

@@ -121,6 +121,19 @@ def test_metrics_that_cannot_be_made_again_are_left_out():
     assert smaller.compiled
 
 
+def test_a_model_that_cannot_be_compiled_again_is_left_uncompiled():
+    class Own(keras.Model):
+        def compile(self, mine, **how):
+            super().compile(**how)
+
+    inputs = keras.Input((4,))
+    model = Own(inputs, layers.Dense(2)(layers.Dense(16)(inputs)), name="own")
+    model.compile(1, optimizer="sgd", loss="mse")
+    with pytest.warns(UserWarning, match="'own' cannot be compiled again as it is .*yourself"):
+        smaller = prune_channels(model, pruning_ratio=0.5)
+    assert not smaller.compiled
+
+
 @pytest.mark.parametrize(
     "budget",
     [
