@@ -25,10 +25,13 @@ def layer(call: Call) -> list[Axes]:
     normalization = call.layer
     if getattr(normalization, "rms_scaling", False):
         return list(call.freeze_all("has the deprecated rms_scaling"))
+    axes = [axis % len(call.inputs[0]) for axis in normalization.axis]
+    if axes != sorted(axes):  # Keras then reshapes the scale as if its axes were in order
+        return list(call.freeze_all(f"normalizes over axes out of order, {normalization.axis}"))
     scale = getattr(normalization, "gamma", None)
     if scale is None:  # RMSNormalization calls it otherwise; without it, `scale` is a flag
         scale = normalization.scale if hasattr(normalization.scale, "shape") else None
-    for position, axis in enumerate(normalization.axis):
+    for position, axis in enumerate(axes):
         ids = call.inputs[0][axis]
         call.carries(scale, position, ids, "scale")
         call.carries(getattr(normalization, "beta", None), position, ids, "shift")

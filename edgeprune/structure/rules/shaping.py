@@ -147,17 +147,21 @@ def _product(shape: Shape) -> int | None:
 
 
 def _sizes(source: Shape, target: Shape) -> tuple[list[int], list[int], bool] | None:
-    """Return whole sizes for both shapes; unknown ones get sizes that fit, if there are any."""
-    if None not in source and None not in target:
-        return [size or 0 for size in source], [size or 0 for size in target], True
-    if list(target).count(None) != 1 or None not in source:
+    """Return whole sizes for both shapes, and whether they are the only ones possible.
+
+    Unknown sizes become such as fit. None where the shapes say too little.
+    """
+    unknown = list(source).count(None), list(target).count(None)
+    one, other = (math.prod(size for size in shape if size) for shape in (source, target))
+    if unknown[0] <= 1 and not unknown[1]:
+        filled = [other // one if size is None else size for size in source]
+        return filled, [size or 0 for size in target], True
+    if not unknown[0] or unknown[1] != 1:
         return None
-    known = math.prod(size for size in target if size is not None)
-    one = math.prod(size for size in source if size is not None)
     # The first unknown size is such that the target's comes out whole, and greater than 1.
-    filled, fit = [], 2 * known // math.gcd(known, one)
+    filled, fit = [], 2 * other // math.gcd(other, one)
     for size in source:
         filled.append(fit if size is None else size)
         fit = 2 if size is None else fit
-    rest = math.prod(filled) // known
+    rest = math.prod(filled) // other
     return filled, [rest if size is None else size for size in target], False
