@@ -125,7 +125,7 @@ def prune_structure(
         part = f" {number + 1}/{len(parts)}" if len(parts) > 1 else ""
         tell(f"planning{part}", 0.0, "")
         plan = _plan(model, smaller, spec, what, criterion, leg.share, data, training.seed)
-        documents.append(plan.to_json())
+        documents.append({"notes": [], **plan.to_json()})
         tell(f"planning{part}", 1.0, _in_words(documents[-1]))
         if dry_run:
             return Pruned(None, documents[0])

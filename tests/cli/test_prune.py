@@ -218,7 +218,7 @@ def test_heads_and_layers_leave_too(tmp_path):
     # Each head of 4 has 3 kernels of 16 x 4 with biases of 4, and one of 4 x 16.
     assert heads["parameters_before"] - heads["parameters_after"] == 8 * (3 * 68 + 64)
     blocks = json.loads(prune(tmp_path / "model.keras", "--what", "layers", *dry).stdout)
-    assert set(blocks) == KEYS - {"notes"}
+    assert set(blocks) == KEYS
     assert sum(group["removed"] for group in blocks["groups"]) == 2
     assert blocks["parameters_before"] - blocks["parameters_after"] == 2 * (4 * 268 + 16)
     shown = prune(tmp_path / "model.keras", "--what", "layers", "--ratio", "0.5", "--dry-run")
