@@ -144,7 +144,7 @@ def print_pruned(figures: dict[str, Any], what: str, output: Path | None) -> Non
     if "score_name" in figures:
         before, after = figures["score_before"], figures["score_after"]
         click.echo(f"{figures['score_name']}: {before:.4g} -> {after:.4g} on the validation data")
-    click.echo("Nothing was written." if output is None else f"File: {output}")
+    click.echo("No model was written." if output is None else f"File: {output}")
 
 
 def plot_groups(figures: dict[str, Any], what: str, path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(files, tmp_path, monkeypatc
     assert report["output"] is None
     assert report["parameters_after"] == 1235
     assert prune(files / "model.keras", "--ratio", "0.5", "--dry-run").stdout.endswith(
-        "\nNothing was written.\n"
+        "\nNo model was written.\n"
     )
     assert not list(tmp_path.iterdir())
     assert sorted(path.name for path in files.iterdir()) == before
