@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from edgeprune.sparsity.callbacks import MagnitudePruning, PreserveSparsity
     from edgeprune.sparsity.patterns import NM, Block, Unstructured
     from edgeprune.sparsity.schedules import ConstantSparsity, PolynomialDecay
-    from edgeprune.structure.attention import prune_heads
+    from edgeprune.structure.attention import plan_heads, prune_heads
     from edgeprune.structure.cleanup import remove_dead_channels
-    from edgeprune.structure.depth import prune_layers
+    from edgeprune.structure.depth import plan_layers, prune_layers
+    from edgeprune.structure.layerdrop import layer_drop
     from edgeprune.structure.plan import PruningPlan, plan_channels
     from edgeprune.structure.pruning import prune_channels
     from edgeprune.structure.registry import register_pruning_rule
@@ -50,8 +51,11 @@ _HOMES = {
     "compress": "pipeline",
     "convert": "export.convert",
     "inspect": "export.inspect",
+    "layer_drop": "structure.layerdrop",
     "load_model": "models",
     "plan_channels": "structure.plan",
+    "plan_heads": "structure.attention",
+    "plan_layers": "structure.depth",
     "prune_channels": "structure.pruning",
     "prune_heads": "structure.attention",
     "prune_layers": "structure.depth",
@@ -81,8 +85,11 @@ __all__ = [
     "compress",
     "convert",
     "inspect",
+    "layer_drop",
     "load_model",
     "plan_channels",
+    "plan_heads",
+    "plan_layers",
     "prune_channels",
     "prune_heads",
     "prune_layers",
