@@ -1,12 +1,12 @@
 """What to do to a model, as data: frozen dataclasses that read from and write to TOML."""
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from edgeprune.errors import InputError
+from edgeprune.toml_data import build, format_value, read_toml
 
 Quantize = Literal["none", "float16", "dynamic", "int8", "int16x8"]
 Way = Literal["fine-tune", "during", "scratch-e", "scratch-b"]
@@ -208,15 +208,7 @@ class Recipe:
                 f"unknown recipe '{name}'; the presets are {', '.join(PRESETS)}; "
                 "a recipe of your own is a .toml file"
             )
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"recipe {path} does not exist") from error
-        except OSError as error:
-            raise InputError(f"recipe {path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe {path} is not TOML: {error}") from error
-        return cls.from_dict(document, str(path))
+        return cls.from_dict(read_toml(path, "recipe"), str(path))
 
     @classmethod
     def from_dict(cls, document: dict[str, Any], source: str = "recipe") -> "Recipe":
@@ -225,7 +217,7 @@ class Recipe:
         Raises:
           InputError: a key is unknown or its value has the wrong type; both are named.
         """
-        recipe: Recipe = _build(cls, document, source)
+        recipe: Recipe = build(cls, document, source)
         return recipe
 
     def to_toml(self) -> str:
@@ -238,7 +230,9 @@ class Recipe:
             lines.append(f"[{section.name}]")
             values = dataclasses.asdict(spec)
             lines += [
-                f"{key} = {_toml(value)}" for key, value in values.items() if value is not None
+                f"{key} = {format_value(value)}"
+                for key, value in values.items()
+                if value is not None
             ]
             lines.append("")
         return "\n".join(lines)
@@ -277,51 +271,6 @@ _COUNTS = (
 
 def _hint(value: float) -> str:
     return f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
-
-
-def _build(kind: type[Any], values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} must be a table, got {values!r}")
-    hints = get_type_hints(kind)
-    if unknown := [key for key in values if key not in hints]:
-        raise InputError(
-            f"{where}: unknown key '{unknown[0]}'; the keys here are {', '.join(hints)}"
-        )
-    return kind(
-        **{key: _value(hints[key], value, f"{where}: {key}") for key, value in values.items()}
-    )
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    options = [option for option in get_args(hint) if option is not type(None)]
-    if get_origin(hint) is Literal:
-        if value not in options:
-            raise InputError(f"{where} must be one of {', '.join(options)}; got {value!r}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise InputError(f"{where} must be a list of strings; got {value!r}")
-        return tuple(value)
-    wanted = options[0] if options else hint  # X | None
-    if dataclasses.is_dataclass(wanted):
-        return _build(wanted, value, where)  # type: ignore[arg-type]  # is_dataclass admits instances
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(f"{where} must be {_NAMES[wanted]}; got {value!r}")
-    return value
-
-
-_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)
 
 
 PRESETS: dict[str, Recipe] = {

@@ -50,6 +50,9 @@ def test_wheel_holds_the_device_script_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "edgeprune/_shipped/bench_on_device.py" in names
     assert "edgeprune/py.typed" in names
+    profiles = {f"edgeprune/_shipped/devices/{path.name}" for path in ROOT.glob("devices/*.toml")}
+    assert len(profiles) > 10
+    assert {name for name in names if name.endswith(".toml")} == profiles
     assert not [name for name in names if name.startswith(("tests/", "tools/"))]
 
 
@@ -83,3 +86,8 @@ def test_wheel_measures_and_inspects_without_tensorflow(wheel, tmp_path):
     found = run("inspect", "--json", "model.tflite")
     assert found["macs"] == 4
     assert found["sparsity"] == 0.5
+    shipped = {path.name.split(".")[0] for path in ROOT.glob("devices/*.toml")}
+    known = {device["name"]: device["reachable"] for device in run("devices", "--json")}
+    assert set(known) == shipped
+    assert known["local"]
+    assert not known["cortex-m4"]

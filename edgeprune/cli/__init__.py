@@ -11,6 +11,7 @@ from edgeprune.cli.benchmark import benchmark
 from edgeprune.cli.compress import compress
 from edgeprune.cli.convert import convert
 from edgeprune.cli.demo import demo
+from edgeprune.cli.devices import devices
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.inspect import inspect
 from edgeprune.cli.interrupt import ends_on_signals
@@ -39,7 +40,7 @@ def cli() -> None:
     """Make Keras models small and fast on the device they will run on, and prove it."""
 
 
-for command in (benchmark, compress, convert, demo, doctor, inspect, prune):
+for command in (benchmark, compress, convert, demo, devices, doctor, inspect, prune):
     cli.add_command(command)
 
 
