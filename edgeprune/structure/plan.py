@@ -1,7 +1,8 @@
 """Plan which channels leave a model, and say what that saves, before anything is cut."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ class PruningPlan:
       macs_before: multiply-accumulates of one inference at batch 1; None where they cannot be
         known, and `notes` says why.
       macs_after: of the smaller model.
-      notes: what else there is to know, such as a budget that could not be met.
+      notes: what else there is to know.
+      missed: how far a budget is from being met, and why; None where it is met.
     """
 
     graph: ChannelGraph
@@ -69,6 +71,7 @@ class PruningPlan:
     macs_before: int | None
     macs_after: int | None
     notes: tuple[str, ...] = field(default=())
+    missed: str | None = None
 
     def apply(self) -> Any:
         """Return the smaller model, not compiled; the model of the plan stays as it is."""
@@ -83,7 +86,7 @@ class PruningPlan:
             "macs_after": self.macs_after,
             "groups": [{**asdict(group), "layers": list(group.layers)} for group in self.groups],
             "refused": [asdict(refusal) for refusal in self.refused],
-            "notes": list(self.notes),
+            "notes": [*self.notes, *([self.missed] if self.missed else [])],
         }
 
     def __str__(self) -> str:
@@ -115,7 +118,7 @@ class PruningPlan:
                 )
             )
         )
-        return "\n\n".join([*parts, *self.notes])
+        return "\n\n".join([*parts, *self.notes, *([self.missed] if self.missed else [])])
 
 
 def plan_channels(
@@ -252,7 +255,15 @@ class _Planning:
         self._own = {index: ratio * share for index, ratio in own.items()}
         self._macs = macs
         self._share = share
-        self._sizes = {group.name: group.channels_before for group in first.groups} if first else {}
+        known = first.groups if first else ()
+        names = _numbered([group.name for group in known])
+        sizes = {name: group.channels_before for name, group in zip(names, known, strict=True)}
+        own_places = [i for i, group in enumerate(graph.groups) if group.kind == request.kind]
+        names = _numbered([graph.groups[index].name for index in own_places])
+        self._before = {
+            index: max(graph.groups[index].size, sizes.get(name, 0))
+            for index, name in zip(own_places, names, strict=True)
+        }
         self._all_parameters = first.parameters_before if first else graph.model.count_params()
         self._all_macs = first.macs_before if first else macs.total
         self._remaining = Remaining(graph, macs.by_layer)
@@ -260,20 +271,22 @@ class _Planning:
     def plan(self) -> PruningPlan:
         request = self._request
         notes = [] if self._macs.reason is None else [f"MACs are not known: {self._macs.reason}"]
+        missed = None
         if request.target_parameters is not None:
             target = self._all_parameters * _part(request.target_parameters, self._share)
             removed = self._choose(target, self._remaining.parameters)
             left = self._remaining.parameters(removed)
-            notes += _missed("target_parameters", left, target, self._all_parameters, request)
+            missed = _missed("target_parameters", left, target, self._all_parameters, request)
             macs = self._macs_after(removed)
         elif request.target_macs is not None and self._all_macs is not None:
             target = self._all_macs * _part(request.target_macs, self._share)
             removed, macs = self._within_macs(target)
-            notes += _missed("target_macs", macs or 0, target, self._all_macs, request)
+            missed = _missed("target_macs", macs or 0, target, self._all_macs, request)
         else:
             removed = self._choose()
             macs = self._macs_after(removed)
-        return self._described(removed, macs, [*notes, *self._notes(removed)])
+        planned = self._described(removed, macs, [*notes, *self._notes(removed)])
+        return replace(planned, missed=missed)
 
     def _choose(
         self, target: float | None = None, cost: Callable[[Removed], float] | None = None
@@ -289,10 +302,7 @@ class _Planning:
             limits=request.limits,
             ratios=self._own,
             norm=np.linalg.norm if request.kind == "heads" else None,
-            before={
-                index: max(group.size, self._sizes.get(group.name, 0))
-                for index, group in enumerate(groups)
-            },
+            before=self._before,
         )
 
     def _macs_after(self, removed: Removed) -> int | None:
@@ -382,6 +392,16 @@ def _counted(model: Any) -> Macs:
         return Macs(None, reason=str(error))
 
 
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Tell groups of the same name apart, by which of them they are."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered
+
+
 def _part(target: float, share: float) -> float:
     """Return the fraction that may stay after a share of the way from 1 to the target."""
     return 1 - (1 - target) * share
@@ -389,11 +409,12 @@ def _part(target: float, share: float) -> float:
 
 def _missed(
     name: str, left: int, target: float, before: int, request: PruningRequest
-) -> Iterator[str]:
-    if left > target:
-        limits = request.limits
-        yield (
-            f"{name}={target / before:.3g} is not met: {left / before:.3f} stays with round_to="
-            f"{limits.round_to}, min_channels={limits.min_channels}, max_ratio="
-            f"{limits.max_ratio:g}, what is skipped and what is refused; loosen these"
-        )
+) -> str | None:
+    if left <= target:
+        return None
+    limits = request.limits
+    return (
+        f"{name}={target / before:.3g} is not met: {left / before:.3f} stays with round_to="
+        f"{limits.round_to}, min_channels={limits.min_channels}, max_ratio="
+        f"{limits.max_ratio:g}, what is skipped and what is refused; loosen these"
+    )

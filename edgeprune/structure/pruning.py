@@ -36,7 +36,8 @@ def prune_channels(
 
     Returns:
       A new model with the layers' names, dtype policies and trainable flags of the original. If
-      that is compiled, so is this, in the same way and with a fresh optimizer.
+      that is compiled, so is this, in the same way and with a fresh optimizer. A warning tells
+      where the limits do not allow the budget to be met.
 
     Raises:
       InputError: a bad argument, or weights or data that are not finite.
@@ -59,6 +60,8 @@ def in_rounds(
         compile_as(smaller, model)
         if fine_tune is not None:
             smaller = _tuned(fine_tune, smaller, number)
+    if planned.missed:
+        warnings.warn(planned.missed, stacklevel=3)
     return smaller
 
 

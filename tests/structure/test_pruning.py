@@ -165,6 +165,24 @@ def test_rounds_end_at_the_budget(budget):
         assert keras_macs(smaller).total <= 0.3 * at_once.macs_before
 
 
+def test_a_budget_that_is_not_met_is_warned_of():
+    with pytest.warns(UserWarning, match=r"target_parameters=0.01 is not met: 0.\d+ stays"):
+        prune_channels(build(), target_parameters=0.01)
+
+
+def test_rounds_tell_groups_of_one_name_apart():
+    # One layer makes two groups: the states of each direction end in different places.
+    inputs = keras.Input((5, 4))
+    ahead, back = keras.ops.split(
+        layers.Bidirectional(layers.GRU(16, return_sequences=True), name="both")(inputs), 2, -1
+    )
+    x = layers.Concatenate()([layers.Dense(8)(ahead), layers.Dense(24)(back)])
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    arguments = {"pruning_ratio": 0.5, "round_to": 1, "criterion": "random"}
+    smaller = prune_channels(model, rounds=3, **arguments)
+    assert shapes(smaller) == shapes(prune_channels(model, **arguments))
+
+
 def test_importance_is_measured_anew_every_round():
     model = build()
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
