@@ -224,9 +224,12 @@ def test_after_training_with_layer_drop_half_of_the_blocks_can_leave():
             training.fit(x, y, batch_size=50, epochs=30, verbose=0)
             smaller = prune_layers(model, pruning_ratio=0.5)
             whole, half = float(loss(y_val, model(x_val))), float(loss(y_val, smaller(x_val)))
-            losses[rate].append(half - whole)
-    # What half of the blocks cost, on each seed.
-    assert max(losses[0.5]) < min(losses[0.0])
+            losses[rate].append((half, half - whole))
+    # On every seed half of the blocks do better, and cost less, than without.
+    for with_it, without in zip(
+        zip(*losses[0.5], strict=True), zip(*losses[0.0], strict=True), strict=True
+    ):
+        assert max(with_it) < min(without)
 
 
 @pytest.mark.parametrize("rate", [1.0, -0.1, float("nan")])
