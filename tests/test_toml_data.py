@@ -70,7 +70,7 @@ def test_build_refuses_by_name(values, message):
 def test_a_file_of_other_bytes(tmp_path):
     path = tmp_path / "x.toml"
     path.write_bytes(b"x = '\xff'")
-    with pytest.raises(InputError, match="recipe .* is not TOML"):
+    with pytest.raises(InputError, match=r"recipe .* is not TOML"):
         read_toml(path, "recipe")
-    with pytest.raises(InputError, match="recipe .* does not exist"):
+    with pytest.raises(InputError, match=r"recipe .* does not exist"):
         read_toml(tmp_path / "no.toml", "recipe")
