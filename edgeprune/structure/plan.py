@@ -59,7 +59,7 @@ class PruningPlan:
         known, and `notes` says why.
       macs_after: of the smaller model.
       notes: what else there is to know.
-      missed: how far a budget is from being met, and why; None where it is met.
+      missed: the note that says how far a budget is from being met; None where it is met.
     """
 
     graph: ChannelGraph
@@ -86,7 +86,7 @@ class PruningPlan:
             "macs_after": self.macs_after,
             "groups": [{**asdict(group), "layers": list(group.layers)} for group in self.groups],
             "refused": [asdict(refusal) for refusal in self.refused],
-            "notes": [*self.notes, *([self.missed] if self.missed else [])],
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class PruningPlan:
                 )
             )
         )
-        return "\n\n".join([*parts, *self.notes, *([self.missed] if self.missed else [])])
+        return "\n\n".join([*parts, *self.notes])
 
 
 def plan_channels(
@@ -285,8 +285,8 @@ class _Planning:
         else:
             removed = self._choose()
             macs = self._macs_after(removed)
-        planned = self._described(removed, macs, [*notes, *self._notes(removed)])
-        return replace(planned, missed=missed)
+        notes += [*([missed] if missed else []), *self._notes(removed)]
+        return replace(self._described(removed, macs, notes), missed=missed)
 
     def _choose(
         self, target: float | None = None, cost: Callable[[Removed], float] | None = None
