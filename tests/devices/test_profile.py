@@ -270,16 +270,31 @@ def test_what_must_be_said(key, here):
         load_profile("mine")
 
 
+SHELL = [
+    "-oProxyCommand=id",
+    "$(x)",
+    "`x`",
+    "a;x",
+    "a|x",
+    "a&x",
+    "a'x",
+    'a"x',
+    "a\\x",
+    "a b",
+    "a\nb",
+]
 HOSTILE = {
-    "host": ["-oProxyCommand=touch pwned", "$(touch pwned)", "a;touch pwned", "`x`", "a b", "a\nb"],
-    "user": ["-oProxyCommand=x", "$(x)", "a b", "a'b", ""],
+    "host": [*SHELL, "a/b", ""],
+    "user": [*SHELL, ""],
     "identity": ["a\nb", "\u202egnp.exe", ""],
     "python": ["-c", "py\0thon", ""],
     "folder": ["-rf", "/tmp/\x1b[2J"],
 }
 
 
-@pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in HOSTILE.items() for v in vs])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values]
+)
 def test_settings_that_a_program_could_take_for_more_are_refused(key, value, here):
     with pytest.raises(InputError, match=f"reach.{key} must be"):
         SshReach(**{key: value})
