@@ -4,8 +4,11 @@ Making a model quantization-aware, stripping it again and structured pruning use
 is never touched: every layer is made anew from its config and gets new weights.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from edgeprune import models
 
@@ -67,7 +70,24 @@ def copied(layer: Any) -> Any:
             arguments=layer.arguments,
             **keras.layers.Layer.get_config(layer),
         )
+    if not isinstance(layer, keras.layers.Layer) and layer._auto_config is None:
+        return _copied_operation(layer)
     return models.remade(layer)
+
+
+def _copied_operation(operation: Any) -> Any:
+    """Make an operation again that was given NumPy's numbers or arrays, which no config holds."""
+    names = list(inspect.signature(type(operation).__init__).parameters)[1:]
+    if not all(name == "name" or hasattr(operation, name) for name in names):
+        return models.remade(operation)
+    plain = {
+        name: keras.tree.map_structure(
+            lambda value: value.item() if isinstance(value, np.generic) else value,
+            getattr(operation, name),
+        )
+        for name in names
+    }
+    return type(operation)(**plain)
 
 
 class _Rebuild:

@@ -162,3 +162,18 @@ def test_an_array_that_is_multiplied_is_sliced():
     np.testing.assert_array_equal(
         matmul._inbound_nodes[0].arguments.args[1], np.delete(MATRIX, [0, 2], axis=0)
     )
+
+
+def test_operations_that_were_given_numpys_numbers_are_made_again():
+    def operate(x):
+        x = ops.reshape(x, (-1, 6, np.int64(2), np.prod([2, 2])))
+        return ops.reshape(ops.clip(x, np.float32(-1), 1.0), (-1, 48))
+
+    model = steps(operate)
+    followed(model, 4)
+    shapes = [op.newshape for op in without(model, [0]).operations if hasattr(op, "newshape")]
+    assert [list(shape) for shape in shapes] == [[-1, 6, 2, 3], [-1, 36]]
+
+
+def test_bounds_that_are_arrays_keep_the_channels():
+    kept(steps(lambda x: ops.clip(x, -np.ones(8, np.float32), 1.0)), "bounds that are arrays")
