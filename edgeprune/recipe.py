@@ -62,9 +62,10 @@ class StructureSpec:
       epochs: of fine-tuning, in all rounds together; 0 for none, after a single round.
       dense_epochs: that training the unpruned model takes.
       learning_rate: of fine-tuning; None takes the one of `TrainingSpec`.
-      decay: ``cosine`` lets the rate fall to zero over each training of this stage, ``none`` keeps
-        it. A compiled schedule, unless a rate is given in its place, is taken to span
-        `dense_epochs`, and is stretched or shrunk to the epochs of each training.
+      decay: ``cosine`` lets the rate fall to zero over each round of fine-tuning, and over the
+        whole of a training from new initial weights; ``none`` keeps it. A compiled schedule,
+        unless a rate is given in its place, is taken to span `dense_epochs`, and is stretched or
+        shrunk to the same.
     """
 
     pruning_ratio: float | None = None

@@ -196,14 +196,17 @@ class Trainer:
           leg: which part of the training.
           epochs: of the whole training.
           stage: what to call it to `progress`.
-          tuning: it is fine-tuned, at that rate.
+          tuning: it is fine-tuned, at that rate. Each leg then is a training of its own to the
+            rate's decay: a network from which channels were cut has to move again
+            (Renda et al. 2020, learning rate rewinding, arXiv:2003.02389).
         """
         if leg.begin == leg.end:
             return
         rate = self._spec.learning_rate if tuning else None
         rate = self._training.learning_rate if rate is None else rate
         steps = -(-len(self.data.y) // self._training.batch_size)
-        schedule = _learning_rate(self._like, rate, self._spec, leg.begin, epochs, steps)
+        begin, span = (0, leg.end - leg.begin) if tuning else (leg.begin, epochs)
+        schedule = _learning_rate(self._like, rate, self._spec, begin, span, steps)
         compile_like(model, self._like, self.data, schedule)
         # Every leg shuffles in an order of its own.
         seed = int(np.random.SeedSequence([self._training.seed, leg.begin]).generate_state(1)[0])

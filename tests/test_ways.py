@@ -83,7 +83,7 @@ SAMPLES, BATCH = 32, 8  # four steps an epoch
 ONES = Dataset(*(np.ones((SAMPLES, 1), "float32") for _ in range(4)), "the same")
 
 
-def descent(rate, parts, *, total=None, **given):
+def descent(rate, parts, *, tuning=False, **given):
     """How far the weight of y = w x falls while its loss is y at x = 1: the sum of all rates."""
     import keras
 
@@ -96,19 +96,30 @@ def descent(rate, parts, *, total=None, **given):
     before = model.get_weights()[0].item()
     trainer = Trainer(like, ONES, spec(**given), TrainingSpec(batch_size=BATCH), None)
     for part in parts:
-        trainer.train(model, part, total or parts[-1].end, "test", tuning=True)
+        trainer.train(model, part, parts[-1].end, "test", tuning=tuning)
     return before - model.get_weights()[0].item()
 
 
 def test_a_constant_rate_stays_or_is_replaced():
     assert descent(0.01, [Leg(1, 0, 2)]) == pytest.approx(8 * 0.01, abs=1e-5)
-    assert descent(0.01, [Leg(1, 0, 2)], learning_rate=0.1) == pytest.approx(8 * 0.1, abs=1e-5)
+    for tuning, rate in ((True, 0.1), (False, 0.01)):
+        fallen = descent(0.01, [Leg(1, 0, 2)], tuning=tuning, learning_rate=0.1)
+        assert fallen == pytest.approx(8 * rate, abs=1e-5)
 
 
 @pytest.mark.parametrize("parts", [[Leg(1, 0, 3)], [Leg(0.5, 0, 1), Leg(1, 1, 3)]])
 def test_a_cosine_falls_over_all_legs_together(parts):
     expected = sum(0.1 * 0.5 * (1 + math.cos(math.pi * step / 12)) for step in range(12))
     assert descent(0.1, parts, decay="cosine") == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_cosine_begins_again_with_each_round_of_fine_tuning():
+    def cosine(steps):
+        return sum(0.1 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps))
+
+    parts = [Leg(0.5, 0, 1), Leg(1, 1, 3)]
+    fallen = descent(0.1, parts, tuning=True, decay="cosine")
+    assert fallen == pytest.approx(cosine(4) + cosine(8), abs=1e-5)
 
 
 def test_a_compiled_schedule_is_stretched_to_the_training():
@@ -123,7 +134,7 @@ def test_a_compiled_schedule_is_stretched_to_the_training():
     assert longer == pytest.approx(9 * 0.1 + 7 * 0.01, abs=1e-5)
     legs_apart = descent(schedule, [Leg(0.5, 0, 3), Leg(1, 3, 4)], dense_epochs=2)
     assert legs_apart == pytest.approx(longer, abs=1e-5)
-    replaced = descent(schedule, [Leg(1, 0, 4)], dense_epochs=2, learning_rate=0.05)
+    replaced = descent(schedule, [Leg(1, 0, 4)], tuning=True, dense_epochs=2, learning_rate=0.05)
     assert replaced == pytest.approx(16 * 0.05, abs=1e-5)
 
 
