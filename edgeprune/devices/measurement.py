@@ -64,6 +64,8 @@ class ModelBenchmark:
       environment: processor, clock, temperature, versions and the like.
       warnings: what makes the figures less trustworthy.
       unavailable: missing figure -> why.
+      details: figures that only some kinds of device have, by name and with the unit in it:
+        ``cycles``, ``flash_bytes``, ``sram_bytes`` and the like.
     """
 
     model: str
@@ -87,6 +89,7 @@ class ModelBenchmark:
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelBenchmark":

@@ -33,5 +33,23 @@ def test_every_script_is_tried_here():
         "mask_update.py",
         "convert_overhead.py",
         "structure_scaling.py",
+        "structure_quality.py",
     }
     assert {path.name for path in BENCH.glob("*.py")} == tried
+
+
+def test_a_sample_of_the_quality_runs(tmp_path):
+    results = tmp_path / "results.json"
+    options = ["--seeds", "1", "--epochs", "3", "--glyphs", "2000", "--words", "600"]
+    command = [sys.executable, BENCH / "structure_quality.py", *options, "--min-seconds", "1"]
+    subprocess.run([*command, "--results", results], capture_output=True, check=True)
+    parts = json.loads(results.read_text())
+    assert set(parts) == {"resnet8", "heads", "layers", "latency"}
+    rows = {row["way"]: row for row in parts["resnet8"]["summary"]}
+    dense, pruned = rows["dense"], rows["pruned, fine-tuned"]
+    assert 0.35 <= pruned["macs"] / dense["macs"] <= 0.4
+    assert pruned["mean"] >= dense["mean"] - 0.05
+    assert rows["scratch-B"]["compute"] == pytest.approx(1, abs=0.2)
+    dense, pruned = parts["layers"]["summary"]
+    assert pruned["macs"] < 0.6 * dense["macs"]
+    assert all(0.4 <= row["macs_ratio"] <= 0.5 for row in parts["latency"]["rows"])
