@@ -240,6 +240,30 @@ def test_rounds_end_at_the_budget_of_the_original():
     assert sizes == [56, 48, 40, 32]
 
 
+def test_no_group_is_emptied_to_come_nearer_to_a_target():
+    import keras
+
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 1))
+    stem = layers.Conv2D(16, 3, padding="same", name="stem")(inputs)
+    x = layers.Conv2D(32, 3, padding="same", name="expand")(stem)
+    x = layers.Add()([stem, layers.Conv2D(16, 3, padding="same", name="project")(x)])
+    # Few MACs are here, so that cutting it does little harm to the count, and much to the model.
+    x = layers.Conv2D(32, 3, strides=2, padding="same", name="down")(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    asked = StructureSpec(target_macs=0.4, round_to=4)
+    first = plan_share(model, model, model, asked, 0.5, None, 0)
+    second = plan_share(model, first.apply(), model, asked, 1.0, None, 0)
+    sizes = (16, 32, 32)
+    for plan in (first, second):
+        lost = [
+            1 - group.channels_after / size for size, group in zip(sizes, plan.groups, strict=False)
+        ]
+        # One step of the smallest group is a quarter of it.
+        assert max(lost) - min(lost) <= 0.25
+    assert 0.36 < second.macs_after / first.macs_before <= 0.4
+
+
 def test_models_that_cannot_be_pruned_are_refused_before_any_work():
     import keras
     import tf_keras

@@ -23,7 +23,8 @@ Norm = Callable[[Floats], Any]
 Removed = dict[int, npt.NDArray[np.integer[Any]]]
 """Position of a group -> its channels that leave, ascending."""
 _NEAR = 0.98  # of a target is near enough
-_LOOK = 64  # cuts to try beyond the first that meets a target
+_LOOK = 64  # cuts to try beyond the first that meets a target,
+_REACH = 0.1  # none of which is asked for by a ratio so much larger: groups stay comparable
 _FUZZ = 1e-9  # 0.7 * 10 is 7
 _FIRST = -1.0  # the level of cuts that are made whatever the budget
 
@@ -231,7 +232,7 @@ class _Cuts:
         kept = self._after(self._sizes, 0, low - 1)
         passed = {*self._blocks(low - 1)}
         for cut in range(low, min(low + _LOOK, len(self.levels))):
-            if nearest >= _NEAR * target:
+            if nearest >= _NEAR * target or self.levels[cut] > self.levels[low - 1] + _REACH:
                 break
             if passed & {*self._blocks(cut)}:
                 continue
