@@ -19,7 +19,11 @@ How it measures:
   * `relative_latency` is the median over the rounds of a model's time by the first model's time
     in the same round, so that a clock that drifts or a load that comes and goes hits both alike;
     `relative_latency_interval` is a 95 % interval of that median, from order statistics; it
-    takes the rounds as independent of each other.
+    takes the rounds as independent of each other. `details` has both intervals at 97.5 %, so
+    that the ratio of two runs can be given one of 95 % without a further assumption.
+  * A drift of the first model's own time from the first third of the rounds to the last, a clock
+    that falls and a processor that gets hot are told under `warnings`; `protocol` has all that
+    is needed to repeat the run.
 """
 
 import argparse
@@ -34,6 +38,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -56,6 +61,12 @@ PROGRESS = "[bench] "
 INTERRUPTED = 130
 # TFLite's log, and absl's as TensorFlow uses it at import
 INFORMATION = re.compile(r"INFO: |I\d{4} |WARNING: All log messages before absl::InitializeLog")
+# Standard deviations of a normal distribution that hold 95 % and 97.5 % of it.
+WITHIN_95, WITHIN_975 = 1.96, 2.2414
+DRIFT = 0.05  # of the first model's time, below which nothing is said
+HOT_C = 80  # where small boards begin to slow down
+# The lowest bits of what `vcgencmd get_throttled` prints on a Raspberry Pi: what is so just now.
+THROTTLED = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
 ROOT = Path("/")  # of the files by which Linux describes itself
 MEMORY_HOW = {
     "linux": "VmHWM of a fresh process, growth from before the model was loaded",
@@ -432,18 +443,38 @@ def summarize(nanoseconds):
     }
 
 
-def compare(own_rounds, first_rounds):
-    """Return the median of the per-round ratios and its 95 % interval, or None below 6 rounds.
+def ratios_to(first_rounds, own_rounds):
+    """Return a model's time by the first model's, round by round."""
+    return [own_rounds[i] / max(first_rounds[i], 1) for i in range(len(first_rounds))]
+
+
+def median_interval(values, deviations=WITHIN_95):
+    """Return an interval of the median as [low, high], or None for too few values.
 
     Source: sign-test interval, Conover, Practical Nonparametric Statistics, 3rd ed., 3.2.
     """
-    count = len(first_rounds)
-    ratios = sorted(own_rounds[i] / max(first_rounds[i], 1) for i in range(count))
-    interval = None
-    if count >= 6:
-        low = max(math.floor((count + 1) / 2 - 1.96 * math.sqrt(count) / 2), 1)
-        interval = [ratios[low - 1], ratios[count - low]]
-    return statistics.median(ratios), interval
+    count = len(values)
+    low = math.floor((count + 1) / 2 - deviations * math.sqrt(count) / 2)
+    if low < 1:
+        return None
+    ordered = sorted(values)
+    return [ordered[low - 1], ordered[count - low]]
+
+
+def drift(rounds):
+    """Return by what fraction the time changed from the first third of the rounds to the last.
+
+    0 where the change is below `DRIFT`, or may be chance: the intervals of both medians overlap.
+    """
+    third = len(rounds) // 3
+    begin, end = rounds[:third], rounds[len(rounds) - third :]
+    intervals = [median_interval(part, WITHIN_975) for part in (begin, end)]
+    if None in intervals:
+        return 0.0
+    (begin_low, begin_high), (end_low, end_high) = intervals
+    change = statistics.median(end) / max(statistics.median(begin), 1) - 1
+    apart = end_low > begin_high or end_high < begin_low
+    return change if apart and abs(change) > DRIFT else 0.0
 
 
 # --- the environment --------------------------------------------------------------------------
@@ -543,12 +574,36 @@ def state():
         "frequency_mhz": frequency_mhz(),
         "temperature_c": temperature_c(),
         "load_average": load,
+        "throttled": throttled(),
     }
 
 
-def doubts(before, after):
-    """What in the environment makes the figures less trustworthy, each in a line."""
+def throttled():
+    """Return the bits in which a Raspberry Pi says what slows it down, or None elsewhere."""
+    if shutil.which("vcgencmd") is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        command = ["vcgencmd", "get_throttled"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return int(said.stdout.partition("=")[2], 16)
+    return None
+
+
+def doubts(before, after, first_rounds=()):
+    """What makes the figures less trustworthy, each in a line."""
     found = []
+    change = drift(first_rounds)
+    if change:
+        found.append(
+            f"the first model's own time {'rose' if change > 0 else 'fell'} by {abs(change):.0%} "
+            "from the first third of the rounds to the last: the device throttles or warms up, "
+            "or other work came and went; trust the ratios more than the milliseconds"
+        )
+    if (after.get("temperature_c") or 0) >= HOT_C:
+        found.append(
+            f"the processor is at {after['temperature_c']:.0f} C: cool it, many throttle from "
+            f"{HOT_C} C on"
+        )
     cpus = affinity() or range(os.cpu_count() or 1)
     load = (before["load_average"] or [0.0])[0]
     if load > 0.5 * len(cpus):
@@ -558,6 +613,10 @@ def doubts(before, after):
         found.append(f"governor {', '.join(governors)}: the clock moves; 'performance' is steadier")
     if len(per_cpu("cpu_capacity") or []) > 1:
         found.append("CPUs of different speed: pin with --cpu")
+    if after.get("throttled"):
+        reasons = [text for bit, text in enumerate(THROTTLED) if after["throttled"] >> bit & 1]
+        if reasons:
+            found.append(f"the Raspberry Pi reports {', '.join(reasons)}: mend power or cooling")
     if before["frequency_mhz"] and after["frequency_mhz"]:
         drop = 1 - after["frequency_mhz"] / before["frequency_mhz"]
         if drop > 0.1:
@@ -592,7 +651,7 @@ def benchmark(options):
     )
     after = state()
     described, missing = environment(before, after)
-    about = (described, missing, doubts(before, after))
+    about = (described, missing, doubts(before, after, rounds[0]), protocol(options))
     return [
         result(options, i, names[i], runtime, alone[i], samples[i], (rounds[i], rounds[0]), about)
         for i in range(len(models))
@@ -602,8 +661,10 @@ def benchmark(options):
 def result(options, number, name, runtime, alone, samples, rounds, about):
     """Put one model's figures under the contract's keys."""
     path = options.models[number]
-    described, missing, warned = about
-    relative, interval = compare(*rounds)
+    described, missing, warned, followed = about
+    own, first = rounds
+    ratios = ratios_to(first, own)
+    interval = median_interval(ratios)
     memory = alone["peak_memory_bytes"]
     missing = dict(missing, arena_bytes="this runtime does not report its arena")
     if memory is None:
@@ -629,7 +690,7 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
         "init_ms": alone["init_ms"],
         "first_ms": alone["first_ms"],
         "latency_ms": summarize(samples),
-        "relative_latency": relative,
+        "relative_latency": statistics.median(ratios),
         "relative_latency_interval": interval,
         "peak_memory_bytes": memory,
         "peak_memory_how": MEMORY_HOW.get(sys.platform) if memory is not None else None,
@@ -637,10 +698,31 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
         "path": str(path),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "rounds": len(rounds[0]),
+        "rounds": len(own),
         "environment": described,
         "warnings": warned,
         "unavailable": missing,
+        "details": {
+            "latency_interval_975_ms": in_ms(median_interval(own, WITHIN_975)),
+            "relative_interval_975": median_interval(ratios, WITHIN_975),
+        },
+        "protocol": followed,
+    }
+
+
+def in_ms(interval):
+    return None if interval is None else [ns / 1e6 for ns in interval]
+
+
+def protocol(options):
+    """Return what to ask for to have the same run again, and when this one ended."""
+    keys = ("threads", "starts", "warmup_seconds", "min_runs", "min_seconds", "seed")
+    return {
+        **{key: getattr(options, key) for key in keys},
+        "cpu": sorted(options.cpu) if options.cpu else None,
+        "runtime": options.runtime,
+        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 

@@ -1,12 +1,16 @@
 """The on-device benchmark: its arithmetic on hand-made numbers, the whole script on real models."""
 
 import ast
+import datetime
+import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -132,18 +136,51 @@ def test_relative_latency_is_paired_by_round():
     # The device slows down tenfold half way: every round says 0.5, the medians' ratio does not.
     first = [100, 100, 100, 1000, 1000, 1000, 1000]
     own = [50, 50, 50, 500, 500, 500, 500]
-    assert bench.compare(own, first) == (0.5, [0.5, 0.5])
+    ratios = bench.ratios_to(first, own)
+    assert statistics.median(ratios) == 0.5
+    assert bench.median_interval(ratios) == [0.5, 0.5]
 
 
 def test_interval_takes_the_ranks_of_the_sign_test():
     # The published ranks for n = 50 at 95 % are the 18th and the 33rd.
-    relative, interval = bench.compare(list(range(1, 51)), [1] * 50)
-    assert relative == 25.5
-    assert interval == [18, 33]
+    assert bench.median_interval(range(1, 51)) == [18, 33]
+    low, high = bench.median_interval(range(1, 51), bench.WITHIN_975)
+    assert (low, high) == (17, 34)
+    # The chance that the median of 50 lies outside: twice that of fewer than 17 heads.
+    assert 2 * sum(math.comb(50, heads) for heads in range(17)) / 2**50 <= 0.025
 
 
-def test_too_few_rounds_have_no_interval():
-    assert bench.compare([2, 2, 2, 2, 2], [1, 1, 1, 1, 1]) == (2, None)
+@pytest.mark.parametrize("deviations", [bench.WITHIN_95, bench.WITHIN_975])
+def test_too_few_rounds_have_no_interval(deviations):
+    """Of n values the extremes hold the median with a chance of 1 - 2 / 2^n."""
+    enough = {bench.WITHIN_95: 6, bench.WITHIN_975: 7}[deviations]
+    assert bench.median_interval([2] * (enough - 1), deviations) is None
+    assert bench.median_interval([2] * enough, deviations) == [2, 2]
+
+
+def test_drift_is_found_in_the_thirds():
+    steady = [100 + (i * 7) % 11 for i in range(60)]
+    assert bench.drift(steady) == 0
+    assert bench.drift(steady[:40] + [value * 1.5 for value in steady[40:]]) == pytest.approx(
+        0.5, abs=0.05
+    )
+    assert bench.drift([value * 2 for value in steady[:20]] + steady[20:]) == pytest.approx(
+        -0.5, abs=0.05
+    )
+
+
+def test_small_or_uncertain_drift_is_none():
+    assert bench.drift([100] * 20 + [104] * 40) == 0  # below 5 %
+    noisy = [(1 + i % 10) * 10 for i in range(30)]
+    # The last third is twice as large, yet its interval overlaps the first's.
+    assert bench.drift([*noisy[:20], *(2 * value for value in noisy[20:])]) == 0
+    assert bench.drift([1, 1, 1, 9, 9, 9]) == 0  # too few to say
+
+
+@given(st.lists(st.integers(1, 10**9), max_size=90))
+def test_drift_never_tells_what_is_within_its_bound(rounds):
+    change = bench.drift(rounds)
+    assert change == 0 or abs(change) > bench.DRIFT
 
 
 def test_order_is_fair():
@@ -326,9 +363,33 @@ def test_doubts_about_a_board(board):
     before = {"load_average": [board, 0, 0], "frequency_mhz": 1500}
     told = "\n".join(bench.doubts(before, {"frequency_mhz": 1200}))
     assert f"load average {board}.0 on {board} CPUs" in told
+    assert "rose by 100% from the first third" not in told
     assert "governor schedutil" in told
     assert "the clock fell by 20%" in told
     assert ("CPUs of different speed" in told) == (board > 1)
+
+
+def test_doubts_about_heat_and_drift(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    before = {"load_average": None, "frequency_mhz": None}
+    after = {**before, "temperature_c": 84.6, "throttled": 0x50005}
+    heat, pi = bench.doubts(before, after)
+    assert "the processor is at 85 C" in heat
+    assert pi.startswith("the Raspberry Pi reports under-voltage, throttled:")
+    assert bench.doubts(before, {**after, "temperature_c": 79, "throttled": 0x50000}) == []
+    (drift,) = bench.doubts(before, before, [10] * 20 + [20] * 20)
+    assert "time rose by 100% from the first third" in drift
+
+
+def test_throttling_of_a_raspberry_pi_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bench.throttled() is None
+    program = tmp_path / "vcgencmd"
+    program.write_text('#!/bin/sh\ntest "$1" = get_throttled && echo throttled=0x50005\n')
+    program.chmod(0o755)
+    assert bench.throttled() == 0x50005
+    program.write_text("#!/bin/sh\necho VCHI initialization failed\n")
+    assert bench.throttled() is None
 
 
 def test_no_doubts_about_a_quiet_machine(tmp_path, monkeypatch):
@@ -354,6 +415,13 @@ def check(result):
     assert latency["runs"] >= result["rounds"] >= 50
     low, high = result["relative_latency_interval"]
     assert 0 < low <= result["relative_latency"] <= high
+    wide_low, wide_high = result["details"]["relative_interval_975"]
+    assert wide_low <= low <= high <= wide_high
+    assert 0 < latency["min"] <= result["details"]["latency_interval_975_ms"][0]
+    digest = hashlib.sha256(SCRIPT.read_bytes()).hexdigest()
+    assert result["protocol"]["script_sha256"] == digest
+    assert result["protocol"]["min_seconds"] == 0.05
+    assert datetime.datetime.fromisoformat(result["protocol"]["ended"]).tzinfo
     assert result["init_ms"] > 0
     assert result["first_ms"] > 0
     for key in ("peak_memory_bytes", "arena_bytes"):
