@@ -1,0 +1,125 @@
+"""Rows of a benchmark for devices that are not timed: what TFLite Micro and Vela have in common."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeprune.devices.measurement import ModelBenchmark
+from edgeprune.devices.profile import DeviceProfile
+from edgeprune.files import sha256
+
+# Less than this share of a memory left over is worth a word.
+_NARROW = 0.1
+
+
+def row(
+    name: str,
+    path: Path,
+    profile: DeviceProfile,
+    version: str,
+    *,
+    unavailable: Mapping[str, str],
+    details: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+    protocol: Mapping[str, Any],
+    arena_bytes: int | None = None,
+    relative_latency: float | None = None,
+) -> ModelBenchmark:
+    """Return a row without any time of a run.
+
+    Args:
+      name: of the model.
+      path: of its file.
+      profile: of the device.
+      version: of the profile's runtime.
+      unavailable: missing figure -> why.
+      details: figures that other devices do not have.
+      warnings: what to know before trusting the figures.
+      protocol: what repeats the run.
+      arena_bytes: TFLite Micro's.
+      relative_latency: predicted time by that of the first model.
+    """
+    return ModelBenchmark(
+        model=name,
+        device=profile.name,
+        kind=profile.kind,
+        runtime=profile.runtime,
+        runtime_version=version,
+        threads=1,
+        init_ms=None,
+        first_ms=None,
+        latency_ms=None,
+        relative_latency=relative_latency,
+        relative_latency_interval=None,
+        peak_memory_bytes=None,
+        peak_memory_how=None,
+        arena_bytes=arena_bytes,
+        path=str(path),
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        rounds=None,
+        warnings=tuple(warnings),
+        unavailable=dict(unavailable),
+        details=dict(details),
+        protocol=dict(protocol),
+    )
+
+
+def model_names(models: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Name models by their files, with as many folders as tell them apart; repeats by number."""
+    whole = [Path(model).absolute().parts for model in models]
+    names: list[str] = []
+    for parts in whole:
+        others = [other for other in whole if other != parts]
+        length = 1
+        while any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        repeats = whole[: len(names)].count(parts)
+        names.append("/".join(parts[-length:]) + (f" ({repeats + 1})" if repeats else ""))
+    return names
+
+
+class Fit:
+    """Compares what a model needs with what the device has, memory by memory."""
+
+    def __init__(self, name: str) -> None:
+        """Take the model's name, for the warnings."""
+        self.name = name
+        self.details: dict[str, Any] = {}
+        self.warnings: list[str] = []
+        self._verdicts: list[bool | None] = []
+
+    def check(self, memory: str, needed: int | None, limit: int | None, narrow: str) -> None:
+        """Add ``<memory>_limit_bytes`` and ``<memory>_spare_bytes``, negative if it is too much.
+
+        Args:
+          memory: ``flash``, ``arena`` or ``sram``.
+          needed: bytes; None where they are not known.
+          limit: bytes; None where the device sets none.
+          narrow: what may yet be needed beyond that.
+        """
+        if limit is None:
+            return
+        spare = None if needed is None else limit - needed
+        self.details[f"{memory}_limit_bytes"] = limit
+        self.details[f"{memory}_spare_bytes"] = spare
+        self._verdicts.append(None if spare is None else spare >= 0)
+        if spare is None or needed is None:
+            return
+        if spare < 0:
+            self.warnings.append(
+                f"{self.name} does not fit: it needs {needed} bytes of {memory}, the device has "
+                f"{limit}, {-spare} fewer"
+            )
+        elif spare < _NARROW * limit:
+            self.warnings.append(
+                f"{self.name} leaves {spare} of {limit} bytes of {memory}; {narrow}"
+            )
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it all fits; None where that is not known, or nothing limits it."""
+        if False in self._verdicts:
+            return False
+        return True if self._verdicts and None not in self._verdicts else None

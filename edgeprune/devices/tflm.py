@@ -1,0 +1,312 @@
+"""Microcontrollers: run models in TFLite Micro's interpreter on this machine, with its kernels.
+
+What that tells: the arena, to the byte; the operators that the runtime lacks; whether the outputs
+are LiteRT's. What it does not: any time, since this machine is not the device.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from edgeprune.devices import child
+from edgeprune.devices.measurement import ModelBenchmark
+from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.rows import Fit, model_names, row
+from edgeprune.errors import EdgepruneError, UnsupportedError
+from edgeprune.export.micro import dtype_notes
+from edgeprune.export.tflite import read
+
+_NO_TIMES = "this machine's time says nothing about a microcontroller's"
+_UNAVAILABLE = {
+    "init_ms": _NO_TIMES,
+    "first_ms": _NO_TIMES,
+    "latency_ms": _NO_TIMES,
+    "relative_latency": _NO_TIMES,
+    "relative_latency_interval": _NO_TIMES,
+    "peak_memory_bytes": "the tensor arena is what a model takes of the RAM: see arena_bytes",
+    "peak_memory_how": "peak_memory_bytes is not there",
+    "rounds": "nothing is timed",
+    "code_bytes": "depends on the device's compiler and on which kernels are linked",
+}
+_ARENA_HOW = (
+    "recorded by TFLite Micro's allocator on this machine, with the reference kernels. Structures "
+    "in the tail hold pointers, larger here than on a 32-bit core; optimized kernels, such as "
+    "CMSIS-NN's, may ask for scratch memory that these do not"
+)
+_NARROW = {
+    "flash": "the program's own code comes on top",
+    "arena": "the device's optimized kernels may ask for more scratch memory",
+}
+
+
+@dataclass(frozen=True)
+class Arena:
+    """How much of the tensor arena is used.
+
+    Attributes:
+      total_bytes: the smallest arena that the model runs in, on this machine.
+      head_bytes: of it for activations and scratch memory, which share their places.
+      tail_bytes: of it for what stays: the interpreter's structures and the kernels' own.
+    """
+
+    total_bytes: int
+    head_bytes: int
+    tail_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs beside those of LiteRT's reference kernels, for the same random inputs.
+
+    Attributes:
+      samples: that were run.
+      values: in all outputs of all samples.
+      differing: of these, not equal bit for bit.
+      max_difference: the largest absolute one; None where it is not finite.
+      max_difference_quanta: in steps of the output's scale; None for outputs that are float.
+    """
+
+    samples: int
+    values: int
+    differing: int
+    max_difference: float | None
+    max_difference_quanta: int | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether all values are equal, bit for bit."""
+        return self.differing == 0
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What TFLite Micro made of a model.
+
+    Attributes:
+      lacking: operators that it has no kernel for, by name.
+      arena: None if it did not get that far.
+      comparison: None if the model did not run.
+      failure: why the model does not run at all, in a line; None if it does.
+      incomparable: why there is no comparison, where the arena is known all the same.
+    """
+
+    lacking: tuple[str, ...] = ()
+    arena: Arena | None = None
+    comparison: Comparison | None = None
+    failure: str | None = None
+    incomparable: str | None = None
+
+
+def simulate(
+    model: str | os.PathLike[str],
+    *,
+    samples: int = 8,
+    seconds: float = 10.0,
+    seed: int = 0,
+    timeout_seconds: float = 300.0,
+) -> Simulation:
+    """Run one .tflite model in TFLite Micro, in a process of its own.
+
+    Args:
+      model: path of the file.
+      samples: random inputs to compare the outputs for, at most.
+      seconds: after which no further sample is begun.
+      seed: of the inputs.
+      timeout_seconds: for all of it.
+
+    Raises:
+      InputError: no such file, or no whole .tflite model.
+      UnsupportedError: tflite-micro is not installed, or is broken.
+    """
+    version()
+    path = Path(model).absolute()
+    graph = read(path)
+    # -P: what lies in the folder must not be imported in place of what is installed.
+    command = [sys.executable, "-P", "-m", "edgeprune.devices.tflm_worker", str(path)]
+    command += [str(samples), str(seconds), str(seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = child.run(command, Path(folder), timeout_seconds)
+    said = _said(outcome.output)
+    if "broken" in said:
+        raise UnsupportedError(
+            f"tflite-micro does not load ({said['broken']}); "
+            "pip install --force-reinstall 'edgeprune[mcu]'"
+        )
+    arena = said.get("arena")
+    found = Simulation(
+        lacking=tuple(said.get("lacking", ())),
+        arena=None if arena is None else Arena(arena["total"], arena["head"], arena["tail"]),
+        comparison=None if "comparison" not in said else Comparison(**said["comparison"]),
+        incomparable=said.get("incomparable"),
+    )
+    failure: str | None = None
+    if found.lacking:
+        failure = f"TFLite Micro has no kernel for {', '.join(found.lacking)}; " + (
+            "the model was compiled for an Ethos-U: give the one it was made from"
+            if "ethos-u" in found.lacking
+            else "replace the layers that need it"
+        )
+    elif "refused" in said:
+        hints = dtype_notes(graph)
+        failure = "; ".join([f"TFLite Micro refuses it: {said['refused']}", *hints])
+    elif outcome.code != 0 or outcome.timed_out:
+        if "stage" not in said:  # it never began
+            lines = outcome.errors.strip().splitlines() or ["no message"]
+            raise EdgepruneError(f"TFLite Micro's process {outcome.ending}: {lines[-1]}")
+        failure = f"TFLite Micro {outcome.ending} while {said['stage']}"
+    return Simulation(**{**vars(found), "failure": failure})
+
+
+def run(
+    models: Sequence[str | os.PathLike[str]],
+    profile: DeviceProfile,
+    *,
+    names: Sequence[str] | None = None,
+    samples: int = 8,
+    seconds: float = 10.0,
+    seed: int = 0,
+    timeout_seconds: float = 300.0,
+    progress: Callable[[str], None] | None = None,
+) -> list[ModelBenchmark]:
+    """Simulate models for a microcontroller, and check them against its memory.
+
+    A model that does not run has a row without figures, as long as another one runs.
+
+    Args:
+      models: paths of .tflite files.
+      profile: of a device with backend ``tflm``.
+      names: of the models, one each.
+      samples: random inputs to compare the outputs for, at most.
+      seconds: after which no further sample is begun, per model.
+      seed: of the inputs.
+      timeout_seconds: for one model.
+      progress: called with a line of text as the work proceeds.
+
+    Returns:
+      A row for each model. Its ``details``: ``flash_bytes`` (the model's file; code comes on
+      top), ``arena_head_bytes``, ``arena_tail_bytes``, ``arena_how``, ``fits`` and, where the
+      profile sets a limit, ``{flash,arena}_limit_bytes`` and ``{flash,arena}_spare_bytes``;
+      ``unsupported_operators``; ``failure``, a line or None; ``outputs_equal``,
+      ``compared_with``, ``compared_samples``, ``compared_values``, ``differing_values``,
+      ``max_difference``, ``max_difference_quanta``.
+
+    Raises:
+      InputError: a file is missing or no whole .tflite model.
+      UnsupportedError: no model runs, or tflite-micro is not installed.
+    """
+    installed = version()
+    rows, failures = [], []
+    for name, model in zip(names or model_names(models), models, strict=True):
+        if progress is not None:
+            progress(f"running {name} in TFLite Micro")
+        found = simulate(
+            model, samples=samples, seconds=seconds, seed=seed, timeout_seconds=timeout_seconds
+        )
+        if found.failure is not None:
+            failures.append(f"{name}: {found.failure}")
+        protocol = {"samples": samples, "seconds": seconds, "seed": seed}
+        rows.append(_row(name, Path(model), profile, installed, found, protocol))
+    if failures and len(failures) == len(rows):
+        raise UnsupportedError(failures[0])
+    return rows
+
+
+def _row(
+    name: str,
+    path: Path,
+    profile: DeviceProfile,
+    installed: str,
+    found: Simulation,
+    protocol: Mapping[str, Any],
+) -> ModelBenchmark:
+    unavailable, warnings = dict(_UNAVAILABLE), []
+    if found.failure is not None:
+        warnings.append(f"{name}: {found.failure}")
+    arena = found.arena
+    if arena is None:
+        unavailable["arena_bytes"] = found.failure or "unknown"
+    litert = metadata.version("ai-edge-litert")
+    fit = Fit(name)
+    size, limits = path.stat().st_size, profile.limits
+    fit.check("flash", size, limits.flash_bytes, _NARROW["flash"])
+    needed = None if arena is None else arena.total_bytes
+    fit.check("arena", needed, limits.largest_arena_bytes, _NARROW["arena"])
+    compared = found.comparison
+    if compared is None:
+        unavailable["outputs_equal"] = found.incomparable or found.failure or "unknown"
+    elif not compared.equal:
+        warnings.append(f"{name}: {_differences(compared)}")
+    details: dict[str, Any] = {
+        "flash_bytes": size,
+        "arena_head_bytes": None if arena is None else arena.head_bytes,
+        "arena_tail_bytes": None if arena is None else arena.tail_bytes,
+        "arena_how": _ARENA_HOW,
+        "fits": fit.fits,
+        **fit.details,
+        "unsupported_operators": list(found.lacking),
+        "failure": found.failure,
+        "outputs_equal": None if compared is None else compared.equal,
+        "compared_with": f"LiteRT's reference kernels, ai-edge-litert {litert}",
+        "compared_samples": None if compared is None else compared.samples,
+        "compared_values": None if compared is None else compared.values,
+        "differing_values": None if compared is None else compared.differing,
+        "max_difference": None if compared is None else compared.max_difference,
+        "max_difference_quanta": None if compared is None else compared.max_difference_quanta,
+    }
+    return row(
+        name,
+        path,
+        profile,
+        installed,
+        unavailable=unavailable,
+        details=details,
+        warnings=[*warnings, *fit.warnings],
+        protocol=protocol,
+        arena_bytes=needed,
+    )
+
+
+def _differences(compared: Comparison) -> str:
+    apart = "by what is not finite"
+    if compared.max_difference_quanta is not None:
+        apart = f"by up to {compared.max_difference_quanta} steps of the output's scale"
+    elif compared.max_difference is not None:
+        apart = f"by up to {compared.max_difference:.3g}"
+    return (
+        f"{compared.differing} of {compared.values} outputs differ from LiteRT's reference "
+        f"kernels, {apart}"
+    )
+
+
+def _said(output: str) -> dict[str, Any]:
+    """Put together what the worker said, each line an object; the last of a key counts."""
+    said: dict[str, Any] = {}
+    for line in output.splitlines():
+        with contextlib.suppress(ValueError):  # a crash cuts its last line short
+            value = json.loads(line)
+            said |= value if isinstance(value, dict) else {}
+    return said
+
+
+def version() -> str:
+    """Return the version of tflite-micro.
+
+    Raises:
+      UnsupportedError: it is not installed.
+    """
+    if util.find_spec("tflite_micro") is None:
+        raise UnsupportedError(
+            "TFLite Micro is not installed; pip install 'edgeprune[mcu]' (its releases are "
+            "pre-releases: plain pip asks for tflite-micro>=0.dev0)"
+        )
+    try:
+        return metadata.version("tflite-micro")
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
