@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgeprune.devices.local import benchmark
+    from edgeprune.devices.run import benchmark
     from edgeprune.errors import EdgepruneError, InputError, UnsupportedError, VerificationError
     from edgeprune.export.artifact import Artifact
     from edgeprune.export.convert import convert
@@ -47,7 +47,7 @@ _HOMES = {
     "Unstructured": "sparsity.patterns",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
-    "benchmark": "devices.local",
+    "benchmark": "devices.run",
     "compress": "pipeline",
     "convert": "export.convert",
     "inspect": "export.inspect",

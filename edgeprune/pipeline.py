@@ -318,7 +318,7 @@ class _Run:
         return [self._tflite_row(name, self._latest(), "model.tflite", self.recipe.export.quantize)]
 
     def _benchmark(self) -> list[Row]:
-        from edgeprune.devices.local import benchmark
+        from edgeprune.devices.run import benchmark
 
         runnable = [row for row in self.folder.rows if row.file.endswith(".tflite")]
         measured = benchmark([self.folder.path / row.file for row in runnable], quick=self.quick)

@@ -11,7 +11,15 @@ from edgeprune.cli.options import PATH, json_option
 @click.command()
 @click.argument("models", metavar="MODEL.tflite...", type=PATH, nargs=-1, required=True)
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of one inference."
+    "--device",
+    "devices",
+    metavar="NAME",
+    multiple=True,
+    help="Where to run: a name that `edgeprune devices` lists, or a profile's .toml file. Can be "
+    "given several times; this machine if left out.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Of one inference; the device's if left out."
 )
 @click.option("--quick", is_flag=True, help="About a second a model instead of ten.")
 @click.option(
@@ -19,30 +27,77 @@ from edgeprune.cli.options import PATH, json_option
     type=click.Choice(["ai-edge-litert", "tflite-runtime", "tensorflow"]),
     help="What to run on; the first that is installed if left out.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="When to give a device up; by default it follows from the time asked for.",
+)
+@click.option(
+    "--compare",
+    metavar="OLD.json",
+    type=PATH,
+    help="Compare each model with the one of its name in an earlier result of the same device.",
+)
+@click.option(
+    "-o", "--output", metavar="FILE.json", type=PATH, help="Write the results there as JSON."
+)
 @json_option
+@click.pass_context
 def benchmark(
-    models: tuple[Path, ...], threads: int, quick: bool, runtime: str | None, as_json: bool
+    ctx: click.Context,
+    models: tuple[Path, ...],
+    devices: tuple[str, ...],
+    threads: int | None,
+    quick: bool,
+    runtime: str | None,
+    timeout: float | None,
+    compare: Path | None,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
-    """Run .tflite files on this machine and measure them.
+    """Run .tflite files on devices and measure them.
 
     Several models take turns, round by round, and are compared with the first, so that what
-    slows the machine down meanwhile slows them all.
+    slows the device down meanwhile slows them all. Several devices run at the same time; if one
+    fails, the others' results are printed, and the exit code is 1.
     """
-    from edgeprune.devices.local import benchmark as run
-    from edgeprune.devices.measurement import COLUMNS
+    from edgeprune.devices.compare import compare_with, comparison_table
+    from edgeprune.devices.measurement import Benchmark
+    from edgeprune.devices.run import benchmark as run
+    from edgeprune.files import atomic_path, check_target
     from edgeprune.report.table import print_table
 
+    old = None if compare is None else Benchmark.load(compare)
+    if output is not None:
+        check_target(output)
     results = run(
         models,
+        device=devices or "local",
         threads=threads,
         quick=quick,
         runtime=runtime,
+        timeout_seconds=timeout,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
+    if old is not None:
+        results = compare_with(results, old)
+    if output is not None:
+        with atomic_path(output) as path:
+            path.write_text(results.to_json(), encoding="utf-8")
     if as_json:
         click.echo(results.to_json(), nl=False)
-        return
-    for title, rows in results.tables():
-        print_table(COLUMNS, rows, title)
-    for note in results.notes:
-        click.echo(f"note: {note}")
+    else:
+        tables = [(title, columns, rows) for title, columns, rows in results.tables()]
+        if old is not None:
+            tables.append(comparison_table(results, f"compared with {compare}"))
+        for number, (title, columns, rows) in enumerate(tables):
+            if number:
+                click.echo()
+            print_table(columns, rows, title)
+        for note in results.notes:
+            click.echo(f"note: {note}")
+    for name, reason in results.failures.items():
+        click.echo(f"Error: {name}: {reason}", err=True)
+    if results.failures:
+        ctx.exit(1)

@@ -1,23 +1,34 @@
 """What a benchmark gives back, whatever device it ran on: figures that say how they came to be."""
 
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, overload
 
-from edgeprune.report.table import Column, render
+from edgeprune.devices.typed import from_record, parse_json
+from edgeprune.errors import InputError
+from edgeprune.report.table import Cell, Column, Unit, render
+from edgeprune.toml_data import shown
 
 Kind = Literal["measured", "simulated", "predicted"]
 
-COLUMNS = (
+_COLUMNS = (
     Column("model"),
     Column("median ms", "ms"),
+    Column("mean ms", "ms"),
     Column("p90 ms", "ms"),
     Column("relative", "ratio"),
     Column("init ms", "ms"),
     Column("first ms", "ms"),
     Column("memory", "bytes"),
+    Column("arena", "bytes"),
 )
+_MEAN = 2  # shown where there is no median
+
+Table = tuple[str, tuple[Column, ...], list[tuple[Cell, ...]]]
 
 
 @dataclass(frozen=True)
@@ -25,12 +36,13 @@ class Latency:
     """Times of one inference at batch 1, in milliseconds, over `runs` runs.
 
     Attributes:
-      p90: 90th percentile, linear between ranks.
+      median: None where the device's program does not tell it.
+      p90: 90th percentile, linear between ranks; None likewise.
       std: sample standard deviation.
     """
 
-    median: float
-    p90: float
+    median: float | None
+    p90: float | None
     mean: float
     min: float
     max: float
@@ -66,6 +78,9 @@ class ModelBenchmark:
       unavailable: missing figure -> why.
       details: figures that only some kinds of device have, by name and with the unit in it:
         ``cycles``, ``flash_bytes``, ``sram_bytes`` and the like.
+      protocol: all that is needed to have the same run again.
+      compared: with an earlier result; see `edgeprune.devices.compare`.
+      error: why the device gave no figures at all, of any model; None where it did.
     """
 
     model: str
@@ -90,39 +105,49 @@ class ModelBenchmark:
     warnings: tuple[str, ...] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    compared: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "ModelBenchmark":
-        """Build it from one entry of the JSON document, as `tools/bench_on_device.py` prints it."""
-        latency, interval = record["latency_ms"], record["relative_latency_interval"]
-        return cls(
-            **{
-                **record,
-                "latency_ms": None if latency is None else Latency(**latency),
-                "relative_latency_interval": None if interval is None else tuple(interval),
-                "warnings": tuple(record["warnings"]),
-            }
-        )
+    def from_json(cls, record: Any, where: str = "the result") -> "ModelBenchmark":
+        """Build it from one entry of the JSON document, as `tools/bench_on_device.py` prints it.
+
+        Raises:
+          InputError: a key is unknown, missing or of the wrong type; `where` begins the line.
+        """
+        return from_record(cls, record, where)
 
     @property
-    def row(self) -> tuple[str | float | None, ...]:
-        """The values of `COLUMNS`."""
+    def typical_ms(self) -> float | None:
+        """The median time of an inference, or the mean where no median is told."""
+        latency = self.latency_ms
+        if latency is None:
+            return None
+        return latency.mean if latency.median is None else latency.median
+
+    @property
+    def _cells(self) -> tuple[Cell, ...]:
+        """The values of `_COLUMNS`."""
         latency = self.latency_ms
         return (
             self.model,
             latency.median if latency else None,
+            latency.mean if latency else None,
             latency.p90 if latency else None,
             self.relative_latency,
             self.init_ms,
             self.first_ms,
             self.peak_memory_bytes,
+            self.arena_bytes,
         )
 
     @property
     def setting(self) -> str:
         """What its figures share with others that may stand in the same table."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.device}: {self.kind} with {self.runtime} {self.runtime_version}, {threads}"
+        runtime = f"{self.runtime} {self.runtime_version}".strip()
+        return f"{self.device}: {self.kind} with {runtime}, {threads}"
 
 
 class Benchmark(Sequence[ModelBenchmark]):
@@ -133,8 +158,42 @@ class Benchmark(Sequence[ModelBenchmark]):
 
     @classmethod
     def from_json(cls, document: str) -> "Benchmark":
-        """Parse the JSON document that `tools/bench_on_device.py` prints, or `to_json`."""
-        return cls([ModelBenchmark.from_json(record) for record in json.loads(document)])
+        """Parse the JSON document that `tools/bench_on_device.py` prints, or `to_json`.
+
+        Raises:
+          InputError: it is no such document.
+        """
+        return cls.parse(document, "the result")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Benchmark":
+        """Read a file that `edgeprune benchmark --output` or `--json` wrote.
+
+        Raises:
+          InputError: it cannot be read, or is no such file.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"result {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"result {path} is not JSON: it is no text") from error
+        return cls.parse(text, f"result {path}")
+
+    @classmethod
+    def parse(cls, document: str, where: str) -> "Benchmark":
+        """Like `from_json`, with what errors are to begin with."""
+        records = parse_json(document, where)
+        if not isinstance(records, list):
+            raise InputError(
+                f"{where} must be a list with an object for each model, got {shown(records)}"
+            )
+        return cls(
+            [
+                ModelBenchmark.from_json(record, f"{where}: entry {number}")
+                for number, record in enumerate(records, 1)
+            ]
+        )
 
     @overload
     def __getitem__(self, index: int) -> ModelBenchmark: ...
@@ -161,26 +220,83 @@ class Benchmark(Sequence[ModelBenchmark]):
         """Return one JSON document: a list with an object for each model."""
         return json.dumps([asdict(result) for result in self._results], indent=2) + "\n"
 
-    def tables(self) -> Iterator[tuple[str, list[tuple[str | float | None, ...]]]]:
-        """Yield (title, rows of `COLUMNS`): a table for each kind, device and runtime."""
-        for setting in dict.fromkeys(result.setting for result in self._results):
-            yield setting, [result.row for result in self._results if result.setting == setting]
+    @property
+    def failures(self) -> dict[str, str]:
+        """The devices that gave no figures, and why."""
+        return {r.device: r.error for r in self._results if r.error is not None}
+
+    def tables(self) -> Iterator[Table]:
+        """Yield (title, columns, rows): a table for each kind, device and runtime.
+
+        A column that has no value in any row is left out.
+        """
+        measured = [result for result in self._results if result.error is None]
+        for setting in dict.fromkeys(result.setting for result in measured):
+            yield _table(setting, [result for result in measured if result.setting == setting])
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know before trusting the figures, each a line, once."""
-        lines = [line for result in self._results for line in result.warnings]
-        for result in self._results[1:]:
+        several = len({result.device for result in self._results}) > 1
+        begins = [f"{result.device}: " if several else "" for result in self._results]
+        lines = [
+            begin + line
+            for begin, result in zip(begins, self._results, strict=True)
+            for line in result.warnings
+        ]
+        baselines: dict[str, ModelBenchmark] = {}
+        for begin, result in zip(begins, self._results, strict=True):
+            first = baselines.setdefault(result.device, result)
+            if first is result:
+                continue
             low, high = result.relative_latency_interval or (0.0, 0.0)
             if low <= 1.0 <= high:
                 lines.append(
-                    f"{result.model}: no difference from {self._results[0].model} was found "
+                    f"{begin}{result.model}: no difference from {first.model} was found "
                     f"(95 % interval {low:.3f} to {high:.3f})"
                 )
         return tuple(dict.fromkeys(lines))
 
     def __str__(self) -> str:
-        parts = [render(COLUMNS, rows, title) for title, rows in self.tables()]
+        parts = [render(columns, rows, title) for title, columns, rows in self.tables()]
         if self.notes:
             parts.append("\n".join(f"note: {line}" for line in self.notes))
+        if self.failures:
+            parts.append("\n".join(f"{name} failed: {why}" for name, why in self.failures.items()))
         return "\n\n".join(parts)
+
+
+def _table(title: str, results: Sequence[ModelBenchmark]) -> Table:
+    columns = [*_COLUMNS]
+    rows = [[*result._cells] for result in results]
+    for key in dict.fromkeys(key for result in results for key in result.details):
+        values = [result.details.get(key) for result in results]
+        if all(value is None or _is_figure(value) for value in values):
+            columns.append(_detail_column(key))
+            for row, value in zip(rows, values, strict=True):
+                row.append(value)
+    medians = any(row[_MEAN - 1] is not None for row in rows)
+    shown = [
+        place
+        for place in range(len(columns))
+        if any(row[place] is not None for row in rows) and not (place == _MEAN and medians)
+    ]
+    return (
+        title,
+        tuple(columns[place] for place in shown),
+        [tuple(row[place] for place in shown) for row in rows],
+    )
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _detail_column(key: str) -> Column:
+    """Name a column after a figure, whose name ends with its unit: ``flash_bytes`` -> flash."""
+    suffixes: dict[str, Unit] = {"_bytes": "bytes", "_ms": "ms", "_ratio": "ratio"}
+    for suffix, unit in suffixes.items():
+        if key.endswith(suffix):
+            name = key.removesuffix(suffix).replace("_", " ")
+            return Column(f"{name} ms" if unit == "ms" else name, unit)
+    return Column(key.replace("_", " "), "count")

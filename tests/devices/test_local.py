@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprune.devices.local import bench_script, benchmark
+from edgeprune.devices.run import benchmark
+from edgeprune.devices.script import bench_script
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 from edgeprune.export.artifact import Artifact
 
@@ -73,6 +74,7 @@ def test_a_name_that_looks_like_an_option(model, tmp_path, monkeypatch):
         ([object()], "got object; supported: paths"),
         (object(), "got object; supported: paths"),
         (["missing.tflite"], r"missing\.tflite: no such file"),
+        (["."], "not a file"),
         ([os.devnull], "not a file"),
     ],
 )
@@ -91,12 +93,14 @@ def test_damaged_model(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threads": 0}, "--threads: got '0', supported: a whole number from 1 on"),
-        ({"min_seconds": float("nan")}, "--min-seconds: got 'nan'"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 1024; got 0"),
+        ({"min_runs": 0}, "min_runs must be a whole number from 1 on; got 0"),
+        ({"min_seconds": float("nan")}, "min_seconds must be seconds, 0 or more; got nan"),
+        ({"timeout_seconds": -1}, "timeout_seconds must be seconds"),
         ({"cpus": [4095]}, "--cpu 4095"),
-        ({"cpus": []}, "--cpu: got ''"),
-        ({"names": ["a", "b"]}, "2 --name for 1 models"),
-        ({"runtime": "torch"}, "--runtime: invalid choice: 'torch'"),
+        ({"cpus": []}, "cpus must be numbers from 0, at least one"),
+        ({"names": ["a", "b"]}, "got 2 names for 1 models"),
+        ({"runtime": "torch"}, "runtime 'torch' does not run on local; supported: ai-edge-litert"),
     ],
 )
 def test_wrong_arguments(model, arguments, message):

@@ -1,8 +1,10 @@
 import json
+import re
 
 import pytest
 
 from edgeprune.devices.measurement import Benchmark, Latency, ModelBenchmark
+from edgeprune.errors import InputError
 
 
 def model_benchmark(model="base.tflite", **changes):
@@ -80,7 +82,7 @@ half.tflite       5.00    6.00    0.500x     1.25      20.0        -"""
 def test_kinds_and_devices_never_share_a_table():
     simulated = model_benchmark("s.tflite", kind="simulated")
     elsewhere = model_benchmark("e.tflite", device="phone", threads=2)
-    titles = [title for title, _ in Benchmark([BASE, simulated, elsewhere]).tables()]
+    titles = [table[0] for table in Benchmark([BASE, simulated, elsewhere]).tables()]
     assert titles == [
         "board: measured with tflite-runtime 2.14.0, 1 thread",
         "board: simulated with tflite-runtime 2.14.0, 1 thread",
@@ -91,7 +93,7 @@ def test_kinds_and_devices_never_share_a_table():
 def test_one_device_has_one_table_even_when_its_results_are_apart():
     phone = model_benchmark("p.tflite", device="phone")
     tables = list(Benchmark([BASE, phone, HALF]).tables())
-    assert [[row[0] for row in rows] for _, rows in tables] == [
+    assert [[row[0] for row in rows] for _, _, rows in tables] == [
         ["base.tflite", "half.tflite"],
         ["p.tflite"],
     ]
@@ -112,3 +114,110 @@ def test_a_warning_of_all_models_is_printed_once():
     results = Benchmark([*warned, model_benchmark("c", warnings=("busy", "hot"))])
     assert results.notes[:2] == ("busy", "hot")
     assert str(results).count("note: busy") == 1
+
+
+def test_each_device_has_its_own_baseline():
+    same = (0.97, 1.02)
+    results = [
+        BASE,
+        model_benchmark("p.tflite", device="phone"),
+        model_benchmark("other.tflite", device="phone", relative_latency_interval=same),
+    ]
+    assert Benchmark(results).notes == (
+        "phone: other.tflite: no difference from p.tflite was found (95 % interval 0.970 to 1.020)",
+    )
+
+
+def test_figures_that_only_one_kind_has_get_columns():
+    bare = {
+        **dict.fromkeys(["init_ms", "first_ms", "latency_ms", "relative_latency"]),
+        **dict.fromkeys(["relative_latency_interval", "peak_memory_bytes", "rounds"]),
+    }
+    npu = model_benchmark(
+        **bare,
+        kind="predicted",
+        runtime="ethos-u-vela",
+        runtime_version="5.2",
+        arena_bytes=2048,
+        details={"cycles": 123456, "sram_bytes": 1536, "operators_on_the_cpu": ["SOFTMAX"]},
+    )
+    assert (
+        str(Benchmark([npu]))
+        == """\
+board: predicted with ethos-u-vela 5.2, 1 thread
+
+model          arena   cycles     sram
+-----------  -------  -------  -------
+base.tflite  2.0 KiB  123,456  1.5 KiB"""
+    )
+
+
+def test_a_mean_stands_in_for_a_median_that_is_not_told():
+    untold = Latency(None, None, 10.5, 9.0, 15.0, 1.0, 50)
+    result = model_benchmark(latency_ms=untold)
+    assert result.typical_ms == 10.5
+    (table,) = Benchmark([result]).tables()
+    assert [column.title for column in table[1]][:3] == ["model", "mean ms", "relative"]
+    assert Benchmark.from_json(Benchmark([result]).to_json())[0] == result
+
+
+def test_a_device_that_failed_has_no_table_but_a_line():
+    failed = model_benchmark(device="phone", error="it is switched off")
+    results = Benchmark([BASE, failed])
+    assert len(list(results.tables())) == 1
+    assert results.failures == {"phone": "it is switched off"}
+    assert str(results).endswith("\n\nphone failed: it is switched off")
+    assert Benchmark.from_json(results.to_json()) == results
+
+
+RECORD = json.loads(Benchmark([BASE]).to_json())[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latency_ms": 3}, "entry 1: latency_ms must be an object, got 3"),
+        ({"latency_ms": {"median": 1}}, "entry 1: latency_ms: key 'p90' is missing"),
+        ({"threads": True}, "entry 1: threads must be a whole number; got True"),
+        ({"init_ms": "1"}, "entry 1: init_ms must be a number; got '1'"),
+        ({"init_ms": 10**400}, "entry 1: init_ms must be a number; got 1000"),
+        ({"kind": "guessed"}, "kind must be one of measured, simulated, predicted; got 'guessed'"),
+        ({"relative_latency_interval": [1]}, "must be a list of 2 items, each a number; got [1]"),
+        ({"relative_latency_interval": [1, "2"]}, "must be a list of 2 items"),
+        ({"warnings": "none"}, "warnings must be a list of text; got 'none'"),
+        ({"unavailable": {"x": 1}}, "unavailable must be an object"),
+        ({"environment": []}, "environment must be an object; got []"),
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"model": None}, "model must be text; got None"),
+    ],
+)
+def test_a_record_of_the_wrong_shape_is_refused(change, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Benchmark.from_json(json.dumps([{**RECORD, **change}]))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("", "is not JSON"),
+        ("{}", "must be a list"),
+        ("[1]", "entry 1 must be an object, got 1"),
+        ("[NaN]", "NaN is no number of JSON"),
+        ("[" * 100000, "nested too deeply"),
+        (json.dumps([{k: v for k, v in RECORD.items() if k != "sha256"}]), "'sha256' is missing"),
+    ],
+)
+def test_what_is_no_result_is_refused(document, message, tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(document)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        Benchmark.load(path)
+    assert str(caught.value).startswith(f"result {path}")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        Benchmark.load(tmp_path / "absent.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is not JSON"):
+        Benchmark.load(tmp_path / "binary.json")

@@ -1,0 +1,157 @@
+"""Verdicts on hand-made results, where it is known what they must be."""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+
+from edgeprune.devices.compare import compare_with, comparison_table
+from edgeprune.devices.measurement import Benchmark, Latency, ModelBenchmark
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "bench_on_device.py"
+SPEC = importlib.util.spec_from_file_location("bench_for_compare", SCRIPT)
+bench = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(bench)
+
+
+def row(model, median, interval, relative=1.0, relative_interval=(1.0, 1.0), **changes):
+    values = {
+        "model": model,
+        "device": "pi",
+        "kind": "measured",
+        "runtime": "tflite-runtime",
+        "runtime_version": "2.14.0",
+        "threads": 1,
+        "init_ms": 1.0,
+        "first_ms": 1.0,
+        "latency_ms": Latency(median, median, median, median, median, 0.0, 50),
+        "relative_latency": relative,
+        "relative_latency_interval": relative_interval,
+        "peak_memory_bytes": None,
+        "peak_memory_how": None,
+        "arena_bytes": None,
+        "path": model,
+        "bytes": 1,
+        "sha256": model,
+        "rounds": 50,
+        "environment": {"cpu": "Cortex-A76", "governor": ["performance"]},
+        "details": {
+            "latency_interval_975_ms": interval,
+            "relative_interval_975": list(relative_interval),
+        },
+    }
+    return ModelBenchmark(**{**values, **changes})
+
+
+def compared(now, then):
+    return [row.compared for row in compare_with(Benchmark(now), Benchmark(then))]
+
+
+def test_a_model_is_compared_through_the_first():
+    """The device was twice as slow in the earlier run; the model is the same by its ratio."""
+    then = [row("a", 20, [19, 21]), row("b", 10, [9, 11], 0.5, (0.48, 0.52))]
+    now = [row("a", 10, [9, 11]), row("b", 5, [4.5, 5.5], 0.5, (0.49, 0.51))]
+    first, second = compared(now, then)
+    assert (first["figure"], first["ratio"], first["verdict"]) == ("latency ms", 0.5, "faster")
+    assert first["interval"] == [9 / 21, 11 / 19]
+    assert first["same_file"]
+    assert (second["figure"], second["ratio"]) == ("relative latency", 1.0)
+    assert second["interval"] == [0.49 / 0.52, 0.51 / 0.48]
+    assert second["verdict"] == "not told apart"
+
+
+@pytest.mark.parametrize(
+    ("now", "verdict"),
+    [
+        ([9.0, 9.9], "not told apart"),  # 9.9 / 9.8 is above 1
+        ([8.0, 9.7], "faster"),
+        ([10.3, 11.0], "slower"),
+        (None, "not told apart"),
+        ("hostile", "not told apart"),
+        ([0.0, 1.0], "not told apart"),
+        ([float("inf"), 1.0], "not told apart"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_one(now, verdict):
+    (found,) = compared([row("a", 9.9, now)], [row("a", 10.0, [9.8, 10.2])])
+    assert found["verdict"] == verdict
+
+
+def test_another_first_model_leaves_only_the_milliseconds():
+    then = [row("a", 20, [19, 21]), row("b", 10, [9.9, 10.1], 0.5)]
+    changed = row("a", 10, [9, 11], sha256="another file")
+    now = [changed, row("b", 5, [4.9, 5.1], 0.25)]
+    assert [found["figure"] for found in compared(now, then)] == ["latency ms"] * 2
+    assert not compared(now, then)[0]["same_file"]
+
+
+def test_what_is_missing_has_a_reason():
+    then = [row("a", 20, [19, 21]), row("b", 1, None, latency_ms=None, relative_latency=None)]
+    simulated = row("a", 1, None, kind="simulated")
+    assert compared([simulated], then) == [{"missing": "it was measured then and is simulated now"}]
+    assert compared([row("c", 1, None)], then) == [{"missing": "the earlier result has no c on pi"}]
+    elsewhere = row("a", 1, None, device="phone")
+    assert "no a on phone" in compared([elsewhere], then)[0]["missing"]
+    assert compared([row("b", 1, None)], then) == [{"missing": "no figure that both results have"}]
+
+
+def test_exact_figures_need_no_interval():
+    bare = {"relative_latency": None, "relative_latency_interval": None, "details": {}}
+    vela = {"kind": "predicted", **bare}
+    (found,) = compared([row("a", 0.9, None, **vela)], [row("a", 1.0, None, **vela)])
+    assert (found["verdict"], found["interval"]) == ("faster", None)
+    tflm = {"kind": "simulated", "latency_ms": None, **bare}
+    (found,) = compared(
+        [row("a", 1, None, arena_bytes=300, **tflm)], [row("a", 1, None, arena_bytes=200, **tflm)]
+    )
+    assert (found["figure"], found["ratio"], found["verdict"]) == ("arena bytes", 1.5, "more")
+
+
+def test_another_environment_is_told_once():
+    then = [row("a", 20, [19, 21]), row("b", 10, [9, 11], 0.5)]
+    environment = {"cpu": "Cortex-A72", "governor": ["ondemand"]}
+    now = [row("a", 20, [19, 21], environment=environment, threads=2), row("b", 10, [9, 11], 0.5)]
+    results = compare_with(Benchmark(now), Benchmark(then))
+    (note,) = [line for line in results.notes if "differs" in line]
+    assert "threads 1 -> 2" in note
+    assert "cpu Cortex-A76 -> Cortex-A72" in note
+    assert "governor ['performance'] -> ['ondemand']" in note
+    assert not [
+        line for line in compare_with(Benchmark(then), Benchmark(then)).notes if "differs" in line
+    ]
+
+
+def test_a_failed_device_is_left_as_it_is():
+    failed = row("a", 1, None, error="switched off")
+    assert compared([failed], [row("a", 1, None)]) == [{}]
+    found = compared([row("a", 1, None)], [failed])
+    assert "has no a on pi" in found[0]["missing"]
+
+
+def test_the_table():
+    then = [row("a", 20, [19, 21]), row("b", 10, [9, 11], 0.5, (0.48, 0.52))]
+    now = [row("a", 10, [9, 11]), row("c", 5, [4.5, 5.5], 0.5)]
+    results = compare_with(Benchmark(now), Benchmark(then))
+    title, columns, rows = comparison_table(results, "compared with old.json")
+    assert title == "compared with old.json"
+    assert rows[0] == (
+        *("pi", "a", "latency ms", "20", "10", 0.5),
+        *("0.429 to 0.579", "faster, same file"),
+    )
+    assert rows[1][-1] == "the earlier result has no c on pi"
+    assert all(len(entry) == len(columns) for entry in rows)
+    assert Benchmark.from_json(results.to_json()) == results
+
+
+def test_the_interval_holds_the_truth():
+    """Of runs drawn from one distribution, at most 5 % may be told apart; of 400 some are not."""
+    generator = random.Random(0)
+
+    def drawn():
+        rounds = [generator.lognormvariate(0, 0.3) * 1e6 for _ in range(50)]
+        interval = [ns / 1e6 for ns in bench.median_interval(rounds, bench.WITHIN_975)]
+        return row("a", bench.summarize(rounds)["median"], interval)
+
+    verdicts = [compared([drawn()], [drawn()])[0]["verdict"] for _ in range(400)]
+    assert sum(verdict != "not told apart" for verdict in verdicts) <= 0.05 * 400
