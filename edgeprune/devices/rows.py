@@ -1,11 +1,12 @@
 """Rows of a benchmark for devices that are not timed: what TFLite Micro and Vela have in common."""
 
-import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeprune.devices.measurement import ModelBenchmark
+from edgeprune.devices.process import Ended
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.files import sha256
 
@@ -66,18 +67,18 @@ def row(
     )
 
 
-def model_names(models: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Name models by their files, with as many folders as tell them apart; repeats by number."""
-    whole = [Path(model).absolute().parts for model in models]
-    names: list[str] = []
-    for parts in whole:
-        others = [other for other in whole if other != parts]
-        length = 1
-        while any(other[-length:] == parts[-length:] for other in others):
-            length += 1
-        repeats = whole[: len(names)].count(parts)
-        names.append("/".join(parts[-length:]) + (f" ({repeats + 1})" if repeats else ""))
-    return names
+def ending(ended: Ended) -> str:
+    """Say how a program ended that should have ended well."""
+    if ended.late:
+        return "was stopped, since its time was up,"
+    if ended.endless:
+        return "was stopped, since it printed without end,"
+    if ended.code >= 0:
+        return f"ended with exit code {ended.code}"
+    try:
+        return f"crashed ({signal.Signals(-ended.code).name})"
+    except ValueError:  # a signal without a name
+        return f"crashed (signal {-ended.code})"
 
 
 class Fit:

@@ -8,20 +8,23 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from edgeprune.devices import child
+from edgeprune.devices import process
 from edgeprune.devices.measurement import ModelBenchmark
+from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
-from edgeprune.devices.rows import Fit, model_names, row
+from edgeprune.devices.rows import Fit, ending, row
 from edgeprune.errors import EdgepruneError, UnsupportedError
 from edgeprune.export.micro import dtype_notes
 from edgeprune.export.tflite import read
+
+SAMPLES = 8
+TIMEOUT_SECONDS = 300.0
 
 _NO_TIMES = "this machine's time says nothing about a microcontroller's"
 _UNAVAILABLE = {
@@ -36,8 +39,8 @@ _UNAVAILABLE = {
     "code_bytes": "depends on the device's compiler and on which kernels are linked",
 }
 _ARENA_HOW = (
-    "recorded by TFLite Micro's allocator on this machine, with the reference kernels. Structures "
-    "in the tail hold pointers, larger here than on a 32-bit core; optimized kernels, such as "
+    "the smallest that TFLite Micro runs in on this machine, with its reference kernels. What is "
+    "in the tail has pointers, larger here than on a 32-bit core; optimized kernels, such as "
     "CMSIS-NN's, may ask for scratch memory that these do not"
 )
 _NARROW = {
@@ -51,12 +54,14 @@ class Arena:
     """How much of the tensor arena is used.
 
     Attributes:
-      total_bytes: the smallest arena that the model runs in, on this machine.
-      head_bytes: of it for activations and scratch memory, which share their places.
-      tail_bytes: of it for what stays: the interpreter's structures and the kernels' own.
+      smallest_bytes: the smallest arena that the model runs in, on this machine.
+      used_bytes: of that, once the model is ready; preparing it may take more for a while.
+      head_bytes: of these for activations and scratch memory, which share their places.
+      tail_bytes: of these for what stays: the interpreter's structures and the kernels' own.
     """
 
-    total_bytes: int
+    smallest_bytes: int
+    used_bytes: int
     head_bytes: int
     tail_bytes: int
 
@@ -95,6 +100,7 @@ class Simulation:
       comparison: None if the model did not run.
       failure: why the model does not run at all, in a line; None if it does.
       incomparable: why there is no comparison, where the arena is known all the same.
+      has_loop: whether it has a WHILE.
     """
 
     lacking: tuple[str, ...] = ()
@@ -102,15 +108,16 @@ class Simulation:
     comparison: Comparison | None = None
     failure: str | None = None
     incomparable: str | None = None
+    has_loop: bool = False
 
 
 def simulate(
     model: str | os.PathLike[str],
     *,
-    samples: int = 8,
+    samples: int = SAMPLES,
     seconds: float = 10.0,
     seed: int = 0,
-    timeout_seconds: float = 300.0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Simulation:
     """Run one .tflite model in TFLite Micro, in a process of its own.
 
@@ -131,9 +138,8 @@ def simulate(
     # -P: what lies in the folder must not be imported in place of what is installed.
     command = [sys.executable, "-P", "-m", "edgeprune.devices.tflm_worker", str(path)]
     command += [str(samples), str(seconds), str(seed)]
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = child.run(command, Path(folder), timeout_seconds)
-    said = _said(outcome.output)
+    ended = process.run(command, timeout_seconds)
+    said = _said(ended.output)
     if "broken" in said:
         raise UnsupportedError(
             f"tflite-micro does not load ({said['broken']}); "
@@ -142,9 +148,12 @@ def simulate(
     arena = said.get("arena")
     found = Simulation(
         lacking=tuple(said.get("lacking", ())),
-        arena=None if arena is None else Arena(arena["total"], arena["head"], arena["tail"]),
+        arena=None
+        if arena is None
+        else Arena(arena["smallest"], arena["total"], arena["head"], arena["tail"]),
         comparison=None if "comparison" not in said else Comparison(**said["comparison"]),
         incomparable=said.get("incomparable"),
+        has_loop=any(op.name == "WHILE" for part in graph.subgraphs for op in part.operators),
     )
     failure: str | None = None
     if found.lacking:
@@ -156,25 +165,14 @@ def simulate(
     elif "refused" in said:
         hints = dtype_notes(graph)
         failure = "; ".join([f"TFLite Micro refuses it: {said['refused']}", *hints])
-    elif outcome.code != 0 or outcome.timed_out:
+    elif ended.code != 0:
         if "stage" not in said:  # it never began
-            lines = outcome.errors.strip().splitlines() or ["no message"]
-            raise EdgepruneError(f"TFLite Micro's process {outcome.ending}: {lines[-1]}")
-        failure = f"TFLite Micro {outcome.ending} while {said['stage']}"
+            raise EdgepruneError(f"TFLite Micro's process {ending(ended)}: {ended.said}")
+        failure = f"TFLite Micro {ending(ended)} while {said['stage']}"
     return Simulation(**{**vars(found), "failure": failure})
 
 
-def run(
-    models: Sequence[str | os.PathLike[str]],
-    profile: DeviceProfile,
-    *,
-    names: Sequence[str] | None = None,
-    samples: int = 8,
-    seconds: float = 10.0,
-    seed: int = 0,
-    timeout_seconds: float = 300.0,
-    progress: Callable[[str], None] | None = None,
-) -> list[ModelBenchmark]:
+def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> list[ModelBenchmark]:
     """Simulate models for a microcontroller, and check them against its memory.
 
     A model that does not run has a row without figures, as long as another one runs.
@@ -182,17 +180,13 @@ def run(
     Args:
       models: paths of .tflite files.
       profile: of a device with backend ``tflm``.
-      names: of the models, one each.
-      samples: random inputs to compare the outputs for, at most.
-      seconds: after which no further sample is begun, per model.
-      seed: of the inputs.
-      timeout_seconds: for one model.
-      progress: called with a line of text as the work proceeds.
+      options: `seed` of the random inputs for which outputs are compared, `min_seconds` after
+        which no further one is begun, `timeout_seconds` for one model.
 
     Returns:
       A row for each model. Its ``details``: ``flash_bytes`` (the model's file; code comes on
-      top), ``arena_head_bytes``, ``arena_tail_bytes``, ``arena_how``, ``fits`` and, where the
-      profile sets a limit, ``{flash,arena}_limit_bytes`` and ``{flash,arena}_spare_bytes``;
+      top), ``arena_{used,head,tail}_bytes``, ``arena_how``, ``fits`` and, where the profile sets
+      a limit, ``{flash,arena}_limit_bytes`` and ``{flash,arena}_spare_bytes``;
       ``unsupported_operators``; ``failure``, a line or None; ``outputs_equal``,
       ``compared_with``, ``compared_samples``, ``compared_values``, ``differing_values``,
       ``max_difference``, ``max_difference_quanta``.
@@ -202,16 +196,19 @@ def run(
       UnsupportedError: no model runs, or tflite-micro is not installed.
     """
     installed = version()
+    limit = TIMEOUT_SECONDS if options.timeout_seconds is None else options.timeout_seconds
+    protocol: dict[str, Any] = {
+        "samples": SAMPLES,
+        "seconds": options.value("min_seconds"),
+        "seed": options.seed,
+        "timeout_seconds": limit,
+    }
     rows, failures = [], []
-    for name, model in zip(names or model_names(models), models, strict=True):
-        if progress is not None:
-            progress(f"running {name} in TFLite Micro")
-        found = simulate(
-            model, samples=samples, seconds=seconds, seed=seed, timeout_seconds=timeout_seconds
-        )
+    for name, model in zip(names_for(models, options), models, strict=True):
+        options.say(f"running {name} in TFLite Micro")
+        found = simulate(model, **protocol)
         if found.failure is not None:
             failures.append(f"{name}: {found.failure}")
-        protocol = {"samples": samples, "seconds": seconds, "seed": seed}
         rows.append(_row(name, Path(model), profile, installed, found, protocol))
     if failures and len(failures) == len(rows):
         raise UnsupportedError(failures[0])
@@ -236,15 +233,19 @@ def _row(
     fit = Fit(name)
     size, limits = path.stat().st_size, profile.limits
     fit.check("flash", size, limits.flash_bytes, _NARROW["flash"])
-    needed = None if arena is None else arena.total_bytes
+    needed = None if arena is None else arena.smallest_bytes
     fit.check("arena", needed, limits.largest_arena_bytes, _NARROW["arena"])
     compared = found.comparison
     if compared is None:
         unavailable["outputs_equal"] = found.incomparable or found.failure or "unknown"
     elif not compared.equal:
-        warnings.append(f"{name}: {_differences(compared)}")
+        # With 0.dev20261023182759: wrong for Keras 3's LSTM, GRU and SimpleRNN that return
+        # sequences, in loops; equal to the bit for the same layers unrolled.
+        mend = "; build its recurrent layers with unroll=True" if found.has_loop else ""
+        warnings.append(f"{name}: {_differences(compared)}{mend}")
     details: dict[str, Any] = {
         "flash_bytes": size,
+        "arena_used_bytes": None if arena is None else arena.used_bytes,
         "arena_head_bytes": None if arena is None else arena.head_bytes,
         "arena_tail_bytes": None if arena is None else arena.tail_bytes,
         "arena_how": _ARENA_HOW,

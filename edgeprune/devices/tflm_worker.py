@@ -5,7 +5,9 @@ line, as it learns things; `edgeprune.devices.tflm` starts it and puts them toge
 """
 
 import json
+import os
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +24,7 @@ Array = npt.NDArray[Any]
 
 MOST_ARENA_BYTES = 2**30
 _FIRST_ARENA_BYTES = 2**20
+_ALIGNMENT = 16
 _TOO_SMALL = re.compile(r"missing: \d+|Failed to allocate|Arena size is too small")
 _ALLOCATION = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 # A builtin operator that stands for delegates and never has a kernel.
@@ -99,8 +102,8 @@ def _two_operators(schema: Any, code: int, custom: str | None) -> bytes:
     return bytes(builder.Output())
 
 
-def start(content: bytes) -> Any:
-    """Return an interpreter of TFLite Micro with an arena that is large enough.
+def start(content: bytes) -> tuple[Any, int]:
+    """Return an interpreter of TFLite Micro, and an arena that was large enough, in bytes.
 
     Raises:
       RefusedError: the model does not run, or needs more than `MOST_ARENA_BYTES`.
@@ -111,13 +114,52 @@ def start(content: bytes) -> Any:
     while size <= MOST_ARENA_BYTES:
         with captured_stderr() as log:
             try:
-                return runtime.Interpreter.from_bytes(content, arena_size=size)
+                return runtime.Interpreter.from_bytes(content, arena_size=size), size
             except RuntimeError as error:
                 failure = error
         if not _TOO_SMALL.search(log.text):
             raise RefusedError(_said(log.text, failure)) from failure
         size *= 4
     raise RefusedError(f"it needs an arena of more than {MOST_ARENA_BYTES} bytes")
+
+
+def smallest_arena(content: bytes, used: int, enough: int) -> int:
+    """Return the smallest arena that the model starts in, in bytes: a multiple of 16.
+
+    It is what is used in the end, unless preparing the kernels needs more for a while.
+
+    Args:
+      content: of the model.
+      used: bytes of the arena.
+      enough: an arena that it started in, in bytes.
+    """
+    low, high = -(-used // _ALIGNMENT), enough // _ALIGNMENT
+    if _starts(content, low * _ALIGNMENT):
+        return low * _ALIGNMENT
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _starts(content, middle * _ALIGNMENT):
+            high = middle
+        else:
+            low = middle
+    return high * _ALIGNMENT
+
+
+def _starts(content: bytes, size: int) -> bool:
+    """Try an arena in a process of its own: kernels crash where they get no memory."""
+    from tflite_micro.python.tflite_micro import runtime
+
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            runtime.Interpreter.from_bytes(content, arena_size=size)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _said(text: str, error: Exception) -> str:
@@ -311,15 +353,23 @@ def main(arguments: Sequence[str]) -> None:
         if missing:
             return
         _say("stage", "allocating its tensors")
-        interpreter = start(model.content)
-        _say("arena", allocations(interpreter))
+        interpreter, enough = start(model.content)
+        used = allocations(interpreter)
+        smallest = smallest_arena(model.content, used["total"], enough)
+        _say("arena", {"smallest": smallest, **used})
+        _say("stage", "running it")
+        graph = model.subgraphs[0]
+        details = [interpreter.get_input_details(index) for index in range(len(graph.inputs))]
+        invoke(interpreter, next(random_inputs(details, int(seed))), len(graph.outputs))
+        # A kernel may have asked for more when it ran.
+        used = allocations(interpreter)
+        _say("arena", {"smallest": max(smallest, used["total"]), **used})
     except RefusedError as refusal:
         _say("refused", str(refusal))
         return
-    _say("stage", "running it beside LiteRT")
     try:
-        _say("comparison", compare(model, interpreter, int(samples), float(seconds), int(seed)))
-        _say("arena", allocations(interpreter))  # a kernel may have asked for more when it ran
+        fresh, _ = start(model.content)  # without what the first run left in its state
+        _say("comparison", compare(model, fresh, int(samples), float(seconds), int(seed)))
     except RefusedError as refusal:
         _say("incomparable", str(refusal))
 
