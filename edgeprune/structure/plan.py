@@ -16,7 +16,7 @@ from edgeprune.structure.evidence import Evidence
 from edgeprune.structure.graph import ChannelGraph, Refusal, channel_graph
 from edgeprune.structure.importance import Criterion, CriterionName, Scores, criterion_of, score
 from edgeprune.structure.request import Kind, PruningRequest
-from edgeprune.structure.scope import Selector, listed, selected
+from edgeprune.structure.scope import Selector, selected
 from edgeprune.structure.selection import Ranking, Removed, choose
 from edgeprune.structure.surgery import shrink
 
@@ -159,7 +159,7 @@ def plan_channels(
       batches: how many batches of it.
       batch_size: samples a batch.
       round_to: kept channels come in multiples of this, along every producing axis; an axis that
-        is no larger stays whole.
+        is no larger is cut to multiples of the largest power of two up to half of it.
       min_channels: that stay along every producing axis.
       max_ratio: the most that a group loses; by default 0.9, or `pruning_ratio` if that is larger.
       skip: layers whose own channels stay: names, paths, patterns, class names or classes.
@@ -324,17 +324,7 @@ class _Planning:
 
     def _notes(self, removed: Removed) -> Iterator[str]:
         request = self._request
-        whole = [
-            self._graph.groups[index].name
-            for index in self._scores
-            if self._graph.groups[index].widths.sum(1).max() <= request.round_to
-        ]
-        if whole and request.round_to > 1:
-            yield (
-                f"no larger than round_to={request.round_to}, so left whole: {listed(whole)}; "
-                "a smaller round_to cuts them"
-            )
-        if not removed and not whole and (request.pruning_ratio or 0) > 0:
+        if not removed and (request.pruning_ratio or 0) > 0:
             yield "nothing leaves: every group is refused, skipped or at its limits"
 
     def _described(self, removed: Removed, macs: int | None, notes: list[str]) -> PruningPlan:

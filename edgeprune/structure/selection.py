@@ -34,8 +34,8 @@ class Limits:
     """What no selection goes beyond.
 
     Attributes:
-      round_to: kept channels come in multiples of this along every producing axis; a block of
-        channels that is smaller stays whole.
+      round_to: kept channels come in multiples of this along every producing axis; an axis that
+        is no larger is cut to multiples of the largest power of two up to half of it.
       min_channels: that stay along every producing axis.
       max_ratio: fraction of a block's channels that may leave.
     """
@@ -150,8 +150,8 @@ class _Cuts:
         for index, level in levels.items():
             most = max(limits.max_ratio, ratios.get(index, 0))
             group = groups[index]
-            least = (1 - most) * sizes[index] / group.size
-            made += self._group(index, group, level, limits, least)
+            began = sizes[index] / group.size
+            made += self._group(index, group, level, limits, most, began)
         made.sort(key=lambda cut: cut[0])  # stable: each block's cuts stay in their order
         self.levels = np.array([level for level, _ in made])
         self._ends = np.cumsum([0] + [len(cut) for _, cut in made])
@@ -159,8 +159,15 @@ class _Cuts:
         self._sizes = np.array([len(order) for order in self._orders], int)
 
     def _group(
-        self, index: int, group: PruningGroup, level: Floats, limits: Limits, least: float
+        self,
+        index: int,
+        group: PruningGroup,
+        level: Floats,
+        limits: Limits,
+        most: float,
+        began: float,
     ) -> list[tuple[float, list[tuple[int, int]]]]:
+        """List a group's cuts; it `began` with that many times the channels that it has."""
         columns, block_of = np.unique(group.widths, axis=1, return_inverse=True)
         cuts: list[tuple[float, list[tuple[int, int]]]] = []
         odd: list[tuple[int, int]] = []
@@ -170,10 +177,12 @@ class _Cuts:
             block = len(self._orders)
             self._owners.append(index)
             self._orders.append(order)
-            size, step = len(order), _multiple(column, limits.round_to)
+            size = len(order)
+            axis = began * int(group.widths.sum(1)[column > 0].max())
+            step = _multiple(column, _rounding(round(axis), limits.round_to))
             floor = max(
                 int(group.frozen[order].sum()),
-                math.ceil(least * size - _FUZZ),
+                math.ceil((1 - most) * began * size - _FUZZ),
                 -(-limits.min_channels // int(column[column > 0].min())),
                 1,
             )
@@ -264,6 +273,14 @@ class _Cuts:
 
     def _forced(self) -> int:
         return int(np.searchsorted(self.levels, _FIRST, "right"))
+
+
+def _rounding(axis: int, round_to: int) -> int:
+    """Return the multiple for an axis that began with so many channels.
+
+    Half of a small axis costs half in the layers that read it, whatever it costs to make.
+    """
+    return round_to if axis > round_to else 1 << max(0, (axis // 2).bit_length() - 1)
 
 
 def _multiple(column: npt.NDArray[Any], round_to: int) -> int:

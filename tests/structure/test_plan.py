@@ -192,12 +192,10 @@ def test_json_and_text():
     ]
 
 
-def test_groups_smaller_than_a_multiple_are_named():
-    plan = plan_channels(small((8, 32)), pruning_ratio=0.5)
-    assert kept(plan) == {"first": 8, "second": 16, "head": 4}
-    assert plan.notes == (
-        "no larger than round_to=8, so left whole: first; a smaller round_to cuts them",
-    )
+@pytest.mark.parametrize(("channels", "left"), [(16, 8), (8, 4), (12, 8), (6, 4), (2, 1), (1, 1)])
+def test_axes_no_larger_than_a_multiple_are_halved(channels, left):
+    plan = plan_channels(small((channels, 64)), pruning_ratio=0.5, round_to=16)
+    assert kept(plan) == {"first": left, "second": 32, "head": 4}
 
 
 # What to skip.
