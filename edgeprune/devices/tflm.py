@@ -277,7 +277,8 @@ def _row(
 def _differences(compared: Comparison) -> str:
     apart = "by what is not finite"
     if compared.max_difference_quanta is not None:
-        apart = f"by up to {compared.max_difference_quanta} steps of the output's scale"
+        steps = "step" if compared.max_difference_quanta == 1 else "steps"
+        apart = f"by up to {compared.max_difference_quanta} {steps} of the output's scale"
     elif compared.max_difference is not None:
         apart = f"by up to {compared.max_difference:.3g}"
     return (
