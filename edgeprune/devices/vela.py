@@ -194,7 +194,7 @@ def check_reach(reach: VelaReach) -> None:
     if family is not None and family[0].lower() != own:
         raise InputError(
             f"reach.system_config '{reach.system_config}' is for another accelerator than "
-            f"'{reach.accelerator}'; choose one whose name begins with {own.capitalize()}"
+            f"'{reach.accelerator}'; choose one whose name begins with {own.title()}"
         )
 
 
