@@ -41,10 +41,10 @@ from edgeprune.cli.outcome import plot_groups, print_pruned
 @click.option(
     "--round-to",
     type=int,
-    default=8,
-    show_default=True,
-    help="Channels that stay come in multiples of this: odd numbers run slower.",
+    help="Channels that stay come in multiples of this: odd numbers run slower.  [default: 8, or "
+    "the device's]",
 )
+@click.option("--device", metavar="NAME", help="Take the multiple from this device's profile.")
 @click.option(
     "--min-channels",
     type=int,
@@ -94,7 +94,8 @@ def prune(
     what: Literal["channels", "heads", "layers"],
     criterion: str | None,
     ranking: Literal["group", "global"],
-    round_to: int,
+    round_to: int | None,
+    device: str | None,
     min_channels: int,
     max_ratio: float | None,
     skip: tuple[str, ...],
@@ -125,6 +126,8 @@ def prune(
     _check_applies(ctx, what)
     if output is None and not dry_run:
         raise click.UsageError("name the file to write: -o OUT.keras; or take --dry-run")
+    if device is not None and round_to is not None:
+        raise click.UsageError("give --round-to or --device, whose multiple it would replace")
     if epochs is not None and data is None:
         raise click.UsageError("--epochs trains the smaller model; give it --data")
     if rounds > 1 and (epochs or 0) < rounds:
@@ -136,10 +139,13 @@ def prune(
         from edgeprune.report.plots import check_plot
 
         check_plot(plot)
+    from edgeprune.devices.lookup import load_profile
     from edgeprune.recipe import StructureSpec, TrainingSpec
     from edgeprune.report.progress import stage_progress
     from edgeprune.structured import prune_file
 
+    if device is not None:
+        round_to = load_profile(device).channel_multiple
     with stage_progress() as progress:
         pruned = prune_file(
             model,
@@ -149,7 +155,7 @@ def prune(
                 target_macs=target_macs,
                 target_parameters=target_parameters,
                 ranking=ranking,
-                round_to=round_to,
+                round_to=StructureSpec.round_to if round_to is None else round_to,
                 min_channels=min_channels,
                 max_ratio=max_ratio,
                 skip=skip,
@@ -179,6 +185,7 @@ def _check_applies(ctx: click.Context, what: str) -> None:
         "target_macs",
         "target_parameters",
         "round_to",
+        "device",
         "min_channels",
         "max_ratio",
         "rounds",

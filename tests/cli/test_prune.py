@@ -225,6 +225,18 @@ def test_heads_and_layers_leave_too(tmp_path):
     assert "add_1 and 1 more" in shown.stdout
 
 
+def test_a_device_gives_the_multiple(files, tmp_path):
+    profile = tmp_path / "wide.toml"
+    profile.write_text('extends = "cortex-m4"\nchannel_multiple = 64\n')
+    options = (files / "model.keras", "--ratio", "0.4", "--dry-run", "--json")
+    kept = {}
+    for name, device in (("default", ()), ("wide", ("--device", profile))):
+        groups = json.loads(prune(*options, *device).stdout)["groups"]
+        kept[name] = {group["name"]: group["channels_after"] for group in groups}
+    assert kept["default"]["inner"] == 40  # 38.4 stay, to the nearest multiple of 8
+    assert kept["wide"]["inner"] == 32  # of an axis no larger than the multiple, half
+
+
 OUT = ("-o", "{out}/out.keras")
 MODEL = "{f}/model.keras"
 CASES = {
@@ -269,6 +281,12 @@ CASES = {
         "skip='conv' matches no layer of model 'small'; its layers are",
     ),
     "round to": ([MODEL, "--ratio", "0.5", "--round-to", "0", *OUT], 1, "round_to"),
+    "round to and device": (
+        [MODEL, "--ratio", "0.5", "--round-to", "8", "--device", "local", *OUT],
+        2,
+        "give --round-to or --device",
+    ),
+    "device": ([MODEL, "--ratio", "0.5", "--device", "toaster", *OUT], 1, "unknown device"),
     "max ratio": ([MODEL, "--ratio", "0.5", "--max-ratio", "90", *OUT], 1, "did you mean 0.9?"),
     "epochs without data": ([MODEL, "--ratio", "0.5", "--epochs", "2", *OUT], 2, "--data"),
     "rounds without epochs": (

@@ -11,8 +11,8 @@ the spread. Compute is counted in training samples x multiply-accumulates, dense
   (scratch-B; Liu 2019, arXiv:1810.05270).
 - heads, layers: a keyword transformer on spoken words, without 40 % of its attention heads or half
   of its encoder layers, fine-tuned.
-- latency: ResNet-8 and MobileNetV1 with half the multiply-accumulates against the dense models,
-  float32, one thread, interleaved.
+- latency: ResNet-8 and MobileNetV1 with half the multiply-accumulates, in multiples of what this
+  machine's kernels compute at once, against the dense models: float32, one thread, interleaved.
 
 Results go to tools/results/structure_quality.json, part by part; other parts there are kept.
 """
@@ -44,6 +44,7 @@ from tasks import (
 )
 
 import edgeprune as ep
+from edgeprune.devices.lookup import load_profile
 from edgeprune.files import atomic_path
 from edgeprune.keras_macs import keras_macs
 from edgeprune.models import import_keras
@@ -174,9 +175,10 @@ def _logged(log: Log) -> dict[str, Any]:
 
 def latency(min_seconds: float) -> dict[str, Any]:
     rows = []
+    multiple = load_profile("local").channel_multiple
     for name, build in (("ResNet-8", build_resnet8), ("MobileNetV1-0.25", build_mobilenet_v1)):
         dense = fresh(build, 0)
-        pruned = ep.prune_channels(dense, target_macs=0.5, criterion="l2")
+        pruned = ep.prune_channels(dense, target_macs=0.5, round_to=multiple)
         with tempfile.TemporaryDirectory() as folder:
             files = []
             for label, model in (("dense", dense), ("dense again", dense), ("pruned", pruned)):
@@ -190,6 +192,7 @@ def latency(min_seconds: float) -> dict[str, Any]:
         rows.append(
             {
                 "model": name,
+                "round_to": multiple,
                 "macs_before": macs(dense),
                 "macs_after": macs(pruned),
                 "macs_ratio": macs(pruned) / macs(dense),
