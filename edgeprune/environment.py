@@ -3,10 +3,10 @@
 import platform
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from edgeprune.devices.check import Check
 from edgeprune.errors import EdgepruneError
 
 # distribution -> (what it is for, needed by every user)
@@ -20,25 +20,6 @@ _PACKAGES = {
     "scikit-learn": ("the data of `edgeprune demo`", False),
 }
 _EXTRA_OF = {"scikit-learn": "demo"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the doctor's report.
-
-    Attributes:
-      name: what was looked at.
-      ok: whether it is as it should be.
-      needed: whether edgeprune cannot work without it.
-      found: what was found, in words.
-      mend: what to do; empty where nothing is to be done.
-    """
-
-    name: str
-    ok: bool
-    needed: bool
-    found: str
-    mend: str = ""
 
 
 def check_environment() -> list[Check]:

@@ -74,17 +74,24 @@ def ssh_server(tmp_path_factory):
 
 
 @pytest.fixture
-def device(ssh_server, device_environment):
-    """The server with a home as new, which has a runtime where the doctor puts it."""
+def bare_device(ssh_server):
+    """The server with a home as new."""
     shutil.rmtree(ssh_server.home, ignore_errors=True)
-    (ssh_server.home / ".cache" / "edgeprune").mkdir(parents=True)
-    (ssh_server.home / ".cache" / "edgeprune" / "venv").symlink_to(device_environment)
+    ssh_server.home.mkdir()
     (ssh_server.folder / "tmp").mkdir(exist_ok=True)
     yield ssh_server
     deadline = time.monotonic() + 10
     while ssh_server.connections() and time.monotonic() < deadline:
         time.sleep(0.02)
     ssh_server.drop()
+
+
+@pytest.fixture
+def device(bare_device, device_environment):
+    """A device with a runtime where the doctor puts it."""
+    (bare_device.home / ".cache" / "edgeprune").mkdir(parents=True)
+    (bare_device.home / ".cache" / "edgeprune" / "venv").symlink_to(device_environment)
+    return bare_device
 
 
 @pytest.fixture(scope="session")
