@@ -8,6 +8,7 @@ from typing import Any
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.process import Ended
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.export.tflite import TfliteModel
 from edgeprune.files import sha256
 
 # Less than this share of a memory left over is worth a word.
@@ -79,6 +80,18 @@ def ending(ended: Ended) -> str:
         return f"crashed ({signal.Signals(-ended.code).name})"
     except ValueError:  # a signal without a name
         return f"crashed (signal {-ended.code})"
+
+
+def refusal_of_sparse(model: TfliteModel, runtime: str) -> str | None:
+    """Say why a model with sparse-encoded weights must not be given to a runtime; None for others.
+
+    TFLite Micro and Vela take what is stored of such weights for all of them, and read on beyond.
+    """
+    if all(tensor.sparsity is None for graph in model.subgraphs for tensor in graph.tensors):
+        return None
+    return (
+        f"its weights are sparse-encoded, which {runtime} does not read; convert with --sparse off"
+    )
 
 
 class Fit:

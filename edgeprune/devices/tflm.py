@@ -18,9 +18,9 @@ from edgeprune.devices import process
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
-from edgeprune.devices.rows import Fit, ending, row
+from edgeprune.devices.rows import Fit, ending, refusal_of_sparse, row
 from edgeprune.errors import EdgepruneError, UnsupportedError
-from edgeprune.export.micro import dtype_notes
+from edgeprune.export.micro import dtype_notes, unsupported_operators
 from edgeprune.export.tflite import read
 
 SAMPLES = 8
@@ -135,6 +135,8 @@ def simulate(
     version()
     path = Path(model).absolute()
     graph = read(path)
+    if refusal := refusal_of_sparse(graph, "TFLite Micro"):
+        return Simulation(lacking=tuple(unsupported_operators(graph)), failure=refusal)
     # -P: what lies in the folder must not be imported in place of what is installed.
     command = [sys.executable, "-P", "-m", "edgeprune.devices.tflm_worker", str(path)]
     command += [str(samples), str(seconds), str(seed)]

@@ -21,7 +21,7 @@ from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.reach import VelaReach
-from edgeprune.devices.rows import Fit, ending, row
+from edgeprune.devices.rows import Fit, ending, refusal_of_sparse, row
 from edgeprune.devices.vela_report import (
     NPU_OPERATOR,
     Estimate,
@@ -128,6 +128,8 @@ def estimate(
         raise UnsupportedError(
             "the model was compiled for an Ethos-U already: give the one it was made from"
         )
+    if refusal := refusal_of_sparse(original, "Vela"):
+        raise UnsupportedError(f"{refusal}: Vela makes use of zeros by an encoding of its own")
     with tempfile.TemporaryDirectory(prefix="edgeprune-vela-") as name:
         folder = Path(name)
         # Vela names its files after the model's, so that one gets a plain name.

@@ -57,6 +57,9 @@ def folder(tmp_path_factory):
     to_file(cnn, "int16x8", quantize="int16x8", calibration=images)
     dense = keras.Model(inputs, layers.Dense(4)(layers.Flatten()(inputs)))
     to_file(dense, "dense", quantize="int16x8", calibration=images)
+    sparse = keras.Model(inputs, layers.Dense(64)(layers.Flatten()(inputs)))
+    sparse.layers[-1].set_weights([np.eye(192, 64), np.zeros(64)])
+    to_file(sparse, "sparse", sparse="on")
     tiled = layers.Lambda(lambda x: tf.tile(x, [1, 2]))(x)
     to_file(keras.Model(inputs, tiled), "tile")
     sequence = keras.Input((4, 3))
@@ -255,11 +258,13 @@ def test_operators_that_are_lacking_are_named(folder, m4):
     ("name", "message"),
     [
         ("float16", r"Node DEQUANTIZE \(number 0\) failed to prepare.*: convert with int8"),
+        # Its fully connected layer would read what is stored as if that were all weights.
+        ("sparse", "does not read; convert with --sparse off$"),
         ("huge", "it needs an arena of more than 1073741824 bytes"),
     ],
 )
 def test_models_that_are_refused(folder, m4, name, message):
-    with pytest.raises(UnsupportedError, match=rf"^{name}\.tflite: TFLite Micro .*{message}"):
+    with pytest.raises(UnsupportedError, match=rf"^{name}\.tflite: .*TFLite Micro .*{message}"):
         tflm.run([str(folder / f"{name}.tflite")], m4, QUICK)
 
 

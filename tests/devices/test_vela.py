@@ -69,6 +69,7 @@ def folder(tmp_path_factory):
         coarse.ravel()[np.argsort(flat)[: int(0.8 * flat.size)]] = 0.0
         layer.set_weights([coarse])
     to_file(two, "sparse")
+    to_file(two, "sparse_encoded", sparse="on", quantize="none", calibration=None, io="float")
     inputs = keras.Input((UNITS,))
     x = layers.Dense(UNITS, activation="relu")(inputs)
     x = layers.Lambda(lambda x: tf.cumsum(x, axis=1))(x)
@@ -334,6 +335,12 @@ def test_missing_damaged_and_compiled_files(folder, u55, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     with pytest.raises(UnsupportedError, match="was compiled for an Ethos-U already"):
         vela.run([str(tmp_path / "two_vela.tflite")], u55, OPTIONS)
+
+
+def test_sparse_encoded_weights(folder, u55):
+    """Vela ignores how they are stored; it would take other values for the weights."""
+    with pytest.raises(UnsupportedError, match="sparse-encoded, which Vela does not read; convert"):
+        vela.run([str(folder / "sparse_encoded.tflite")], u55, OPTIONS)
 
 
 def test_not_installed(folder, u55, monkeypatch):
