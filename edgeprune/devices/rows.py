@@ -27,6 +27,7 @@ def row(
     protocol: Mapping[str, Any],
     arena_bytes: int | None = None,
     relative_latency: float | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> ModelBenchmark:
     """Return a row without any time of a run.
 
@@ -41,6 +42,7 @@ def row(
       protocol: what repeats the run.
       arena_bytes: TFLite Micro's.
       relative_latency: predicted time by that of the first model.
+      environment: of the device.
     """
     return ModelBenchmark(
         model=name,
@@ -61,6 +63,7 @@ def row(
         bytes=path.stat().st_size,
         sha256=sha256(path),
         rounds=None,
+        environment=dict(environment or {}),
         warnings=tuple(warnings),
         unavailable=dict(unavailable),
         details=dict(details),
@@ -95,17 +98,22 @@ def refusal_of_sparse(model: TfliteModel, runtime: str) -> str | None:
 
 
 class Fit:
-    """Compares what a model needs with what the device has, memory by memory."""
+    """Compares what a model needs with what the device has, memory by memory.
+
+    Attributes:
+      room: memory -> ``limit_bytes``, and ``spare_bytes``, negative if the model needs more.
+      warnings: of what is too much, or nearly.
+    """
 
     def __init__(self, name: str) -> None:
         """Take the model's name, for the warnings."""
         self.name = name
-        self.details: dict[str, Any] = {}
+        self.room: dict[str, dict[str, int | None]] = {}
         self.warnings: list[str] = []
         self._verdicts: list[bool | None] = []
 
     def check(self, memory: str, needed: int | None, limit: int | None, narrow: str) -> None:
-        """Add ``<memory>_limit_bytes`` and ``<memory>_spare_bytes``, negative if it is too much.
+        """Compare one memory, and add it to `room`.
 
         Args:
           memory: ``flash``, ``arena`` or ``sram``.
@@ -116,8 +124,7 @@ class Fit:
         if limit is None:
             return
         spare = None if needed is None else limit - needed
-        self.details[f"{memory}_limit_bytes"] = limit
-        self.details[f"{memory}_spare_bytes"] = spare
+        self.room[memory] = {"limit_bytes": limit, "spare_bytes": spare}
         self._verdicts.append(None if spare is None else spare >= 0)
         if spare is None or needed is None:
             return

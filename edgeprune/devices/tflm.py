@@ -186,12 +186,11 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
         which no further one is begun, `timeout_seconds` for one model.
 
     Returns:
-      A row for each model. Its ``details``: ``flash_bytes`` (the model's file; code comes on
-      top), ``arena_{used,head,tail}_bytes``, ``arena_how``, ``fits`` and, where the profile sets
-      a limit, ``{flash,arena}_limit_bytes`` and ``{flash,arena}_spare_bytes``;
-      ``unsupported_operators``; ``failure``, a line or None; ``outputs_equal``,
-      ``compared_with``, ``compared_samples``, ``compared_values``, ``differing_values``,
-      ``max_difference``, ``max_difference_quanta``.
+      A row for each model. Its ``details``: ``flash_bytes``, of the model's file (code comes on
+      top); ``fits``; ``room``, by memory, with ``limit_bytes`` and ``spare_bytes`` where the
+      profile sets a limit; ``arena``, an `Arena` and how it was found; ``unsupported_operators``;
+      ``outputs_equal``; ``comparison``, a `Comparison` and with what; ``failure``, a line or
+      None.
 
     Raises:
       InputError: a file is missing or no whole .tflite model.
@@ -231,7 +230,7 @@ def _row(
     arena = found.arena
     if arena is None:
         unavailable["arena_bytes"] = found.failure or "unknown"
-    litert = metadata.version("ai-edge-litert")
+    litert = f"LiteRT's reference kernels, ai-edge-litert {metadata.version('ai-edge-litert')}"
     fit = Fit(name)
     size, limits = path.stat().st_size, profile.limits
     fit.check("flash", size, limits.flash_bytes, _NARROW["flash"])
@@ -247,21 +246,13 @@ def _row(
         warnings.append(f"{name}: {_differences(compared)}{mend}")
     details: dict[str, Any] = {
         "flash_bytes": size,
-        "arena_used_bytes": None if arena is None else arena.used_bytes,
-        "arena_head_bytes": None if arena is None else arena.head_bytes,
-        "arena_tail_bytes": None if arena is None else arena.tail_bytes,
-        "arena_how": _ARENA_HOW,
         "fits": fit.fits,
-        **fit.details,
+        "room": fit.room,
+        "arena": None if arena is None else {**vars(arena), "how": _ARENA_HOW},
         "unsupported_operators": list(found.lacking),
-        "failure": found.failure,
         "outputs_equal": None if compared is None else compared.equal,
-        "compared_with": f"LiteRT's reference kernels, ai-edge-litert {litert}",
-        "compared_samples": None if compared is None else compared.samples,
-        "compared_values": None if compared is None else compared.values,
-        "differing_values": None if compared is None else compared.differing,
-        "max_difference": None if compared is None else compared.max_difference,
-        "max_difference_quanta": None if compared is None else compared.max_difference_quanta,
+        "comparison": None if compared is None else {**vars(compared), "compared_with": litert},
+        "failure": found.failure,
     }
     return row(
         name,

@@ -38,6 +38,7 @@ SHIPPED_CONFIG = "Arm/vela.ini"
 # At the ends of a model with float inputs and outputs; cheap, and left to the CPU always.
 _ENDS = ("QUANTIZE", "DEQUANTIZE")
 _FAMILY = re.compile(r"ethos_u\d+", re.IGNORECASE)
+_PREDICTED = ("inference_ms", "cycles", "sram_bytes", "encoded_weight_bytes")
 _NO_RUNS = "one predicted time and no distribution of runs: see details.inference_ms"
 _UNAVAILABLE = {
     "init_ms": "Vela predicts an inference, not the start",
@@ -62,12 +63,13 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
       options: `timeout_seconds` for one model.
 
     Returns:
-      A row for each model. Its ``details``: ``inference_ms``, ``cycles`` in all and
-      ``{npu,sram,dram,on_chip_flash,off_chip_flash}_cycles``, which overlap; ``flash_bytes`` (the
-      compiled model), ``{sram,dram,on_chip_flash,off_chip_flash}_bytes``, ``fits`` and, where the
-      profile sets a limit, ``{flash,sram}_limit_bytes`` and ``{flash,sram}_spare_bytes``;
-      ``original_weight_bytes`` and ``encoded_weight_bytes`` as Vela counts them, with tables that
-      it makes itself; ``npu_macs``; ``operators``, ``cpu_operators`` with name and reason.
+      A row for each model. Its ``details``: ``inference_ms``, ``cycles``, ``sram_bytes``,
+      ``flash_bytes`` (the compiled model) and ``encoded_weight_bytes``; ``weights`` in
+      ``original_bytes`` and ``encoded_bytes`` as Vela counts them, with tables that it makes
+      itself; ``cycles_by_part``, which overlap; ``memory_bytes`` by memory; ``fits``;
+      ``room``, by memory, with ``limit_bytes`` and ``spare_bytes`` where the profile sets a
+      limit; ``operators``: their ``total``, ``npu_macs``, and ``on_cpu`` each with name and reason;
+      ``failure``, a line or None.
 
     Raises:
       InputError: a file is missing or no whole .tflite model, or the profile names what Vela's
@@ -252,14 +254,14 @@ def _row(
     protocol: Mapping[str, Any],
 ) -> ModelBenchmark:
     if isinstance(found, UnsupportedError):
-        missing = dict.fromkeys(("cycles", "inference_ms", "sram_bytes", "relative_latency"))
+        missing = (*_PREDICTED, "relative_latency")
         return row(
             name,
             path,
             profile,
             installed,
             unavailable={**_UNAVAILABLE, **dict.fromkeys(missing, str(found))},
-            details={**missing, "fits": None, "failure": str(found)},
+            details={**dict.fromkeys(_PREDICTED), "fits": None, "failure": str(found)},
             warnings=[f"{name}: {found}"],
             protocol=protocol,
         )
@@ -269,9 +271,7 @@ def _row(
         unavailable["relative_latency"] = reason
     left = _counted([operator.op for operator in found.cpu_operators])
     if not found.cycles:
-        unavailable |= dict.fromkeys(
-            ("cycles", "inference_ms", "sram_bytes"), "no operator of the model runs on the Ethos-U"
-        )
+        unavailable |= dict.fromkeys(_PREDICTED, "no operator of the model runs on the Ethos-U")
         mend = "; convert with int8" if "Float" in found.main_reason else ""
         warnings.append(
             f"{name}: nothing runs on the Ethos-U, all stays on the CPU: {left} "
@@ -299,20 +299,25 @@ def _row(
         details={
             "inference_ms": found.inference_ms,
             "cycles": found.cycles or None,
-            **{f"{part}_cycles": cycles for part, cycles in found.cycles_by_part.items()},
-            "clock_hz": found.clock_hz,
-            "flash_bytes": found.compiled_bytes,
-            **{f"{memory}_bytes": size for memory, size in found.memory_bytes.items()},
             "sram_bytes": sram,
+            "flash_bytes": found.compiled_bytes,
+            "encoded_weight_bytes": found.encoded_weight_bytes if found.cycles else None,
+            "weights": {
+                "original_bytes": found.original_weight_bytes,
+                "encoded_bytes": found.encoded_weight_bytes,
+            },
+            "cycles_by_part": dict(found.cycles_by_part),
+            "memory_bytes": dict(found.memory_bytes),
             "fits": fit.fits,
-            **fit.details,
-            "original_weight_bytes": found.original_weight_bytes,
-            "encoded_weight_bytes": found.encoded_weight_bytes,
-            "npu_macs": found.npu_macs,
-            "operators": found.operators,
-            "cpu_operators": [vars(operator) for operator in found.cpu_operators],
+            "room": fit.room,
+            "operators": {
+                "total": found.operators,
+                "npu_macs": found.npu_macs,
+                "on_cpu": [vars(operator) for operator in found.cpu_operators],
+            },
             "failure": None,
         },
+        environment={"clock_hz": found.clock_hz},
         warnings=[*warnings, *fit.warnings],
         protocol=protocol,
         relative_latency=relative,

@@ -125,10 +125,12 @@ def test_a_difference_of_rounding_is_one_step(folder, m4):
     See https://github.com/tensorflow/tensorflow/issues/119412.
     """
     (result,) = tflm.run([str(folder / "dense.tflite")], m4, QUICK)
-    assert result.details["max_difference_quanta"] <= 1
-    assert result.details["differing_values"] < result.details["compared_values"] == 8 * 4
+    assert result.details["comparison"]["max_difference_quanta"] <= 1
+    assert (
+        result.details["comparison"]["differing"] < result.details["comparison"]["values"] == 8 * 4
+    )
     told = [line for line in result.warnings if "by up to 1 step of the output's scale" in line]
-    assert len(told) == (result.details["differing_values"] > 0)
+    assert len(told) == (result.details["comparison"]["differing"] > 0)
 
 
 def starts(path, arena_bytes):
@@ -174,7 +176,7 @@ def test_loops_and_the_same_layers_unrolled(folder, m4):
     theirs.allocate_tensors()
     (detail,), apart = theirs.get_input_details(), 0.0
     samples = random_inputs([detail], seed=0)
-    for _ in range(loop.details["compared_samples"]):
+    for _ in range(loop.details["comparison"]["samples"]):
         (value,) = next(samples)
         ours.set_input(value, 0)
         ours.invoke()
@@ -182,7 +184,7 @@ def test_loops_and_the_same_layers_unrolled(folder, m4):
         theirs.invoke()
         output = theirs.get_tensor(theirs.get_output_details()[0]["index"])
         apart = max(apart, np.abs(ours.get_output(0) - output).max())
-    assert loop.details["max_difference"] == pytest.approx(apart, abs=1e-6)
+    assert loop.details["comparison"]["max_difference"] == pytest.approx(apart, abs=1e-6)
     assert loop.details["outputs_equal"] == (not loop.warnings) == (apart < 1e-6)
     if loop.warnings:
         (warning,) = loop.warnings
@@ -322,12 +324,12 @@ def test_rows(folder, m4):
     assert (small.runtime, small.threads, small.protocol["seed"]) == ("tflite-micro", 1, 5)
     size = (folder / "int8.tflite").stat().st_size
     assert (small.bytes, small.details["flash_bytes"]) == (size, size)
-    assert small.details["flash_spare_bytes"] == 2 * 2**20 - size
-    assert small.details["arena_spare_bytes"] == 640 * 1024 - small.arena_bytes
+    assert small.details["room"]["flash"]["spare_bytes"] == 2 * 2**20 - size
+    assert small.details["room"]["arena"]["spare_bytes"] == 640 * 1024 - small.arena_bytes
     assert (small.details["fits"], large.details["fits"]) == (True, False)
     # 2 x 600 x 600 floats and some, in 640 KiB.
     lacks = large.arena_bytes - 655_360
-    assert large.details["arena_spare_bytes"] == -lacks
+    assert large.details["room"]["arena"]["spare_bytes"] == -lacks
     assert large.warnings == (
         f"large does not fit: it needs {large.arena_bytes} bytes of arena, the device has 655360, "
         f"{lacks} fewer",

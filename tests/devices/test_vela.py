@@ -154,8 +154,8 @@ def test_what_stays_on_the_cpu_is_named(folder, u55):
     assert row.relative_latency is None
     assert row.unavailable["relative_latency"].startswith("CUMSUM on the CPU in one of the two")
     assert {"op": "CUMSUM", "name": cumsum.name, "reason": cumsum.reason} in row.details[
-        "cpu_operators"
-    ]
+        "operators"
+    ]["on_cpu"]
     (warning,) = row.warnings
     assert warning.startswith("cumsum.tflite: on the CPU stay ")
     assert "CUMSUM" in warning
@@ -176,7 +176,7 @@ def test_a_float_model_has_nothing_there(folder, u55):
     assert row.relative_latency is None
     assert row.details["fits"] is None
     # Its ends are no reason not to compare.
-    assert [operator["op"] for operator in ends.details["cpu_operators"]] == [
+    assert [operator["op"] for operator in ends.details["operators"]["on_cpu"]] == [
         "QUANTIZE",
         "DEQUANTIZE",
     ]
@@ -198,10 +198,10 @@ def test_rows(folder, u55):
     assert dense.relative_latency == 1.0
     assert sparse.relative_latency == known.cycles / dense.details["cycles"]
     assert sparse.details["cycles"] == known.cycles
-    assert sparse.details["npu_cycles"] == known.cycles_by_part["npu"]
+    assert sparse.details["cycles_by_part"]["npu"] == known.cycles_by_part["npu"]
     assert sparse.details["flash_bytes"] == known.compiled_bytes
     assert sparse.details["sram_bytes"] == known.memory_bytes["sram"]
-    assert sparse.details["sram_spare_bytes"] == 2**21 - known.memory_bytes["sram"]
+    assert sparse.details["room"]["sram"]["spare_bytes"] == 2**21 - known.memory_bytes["sram"]
     assert sparse.details["encoded_weight_bytes"] == known.encoded_weight_bytes
     assert sparse.details["fits"] is True
     assert sparse.protocol["system_config"] == "Ethos_U55_High_End_Embedded"
@@ -219,7 +219,7 @@ def test_limits(folder, u55):
     sram, flash = known.details["sram_bytes"], known.details["flash_bytes"]
     small = replace(u55, limits=Limits(arena_bytes=sram - 1, flash_bytes=2 * flash))
     (result,) = vela.run([path], small, OPTIONS)
-    assert (result.details["fits"], result.details["sram_spare_bytes"]) == (False, -1)
+    assert (result.details["fits"], result.details["room"]["sram"]["spare_bytes"]) == (False, -1)
     assert result.warnings == (
         f"two.tflite does not fit: it needs {sram} bytes of sram, the device has {sram - 1}, "
         "1 fewer",
@@ -231,10 +231,10 @@ def test_the_other_accelerators_that_ship(folder, name):
     profile = load_profile(name)
     (result,) = vela.run([str(folder / "two.tflite")], profile, OPTIONS)
     # Both of 1 GHz, with their weights in DRAM.
-    assert result.details["clock_hz"] == 1e9
+    assert result.environment["clock_hz"] == 1e9
     assert result.details["inference_ms"] == pytest.approx(result.details["cycles"] / 1e6)
-    assert result.details["dram_bytes"] >= result.details["encoded_weight_bytes"]
-    assert result.details["cpu_operators"] == []
+    assert result.details["memory_bytes"]["dram"] >= result.details["encoded_weight_bytes"]
+    assert result.details["operators"]["on_cpu"] == []
 
 
 @pytest.mark.parametrize(
