@@ -23,6 +23,8 @@ class Record:
     """(id of a node, position among its flattened arguments) -> axes of the constant."""
     reads: list[tuple[Any, int, int, Ids]] = field(default_factory=list)
     """(operation, tensor argument, axis, channels)."""
+    ended: list[Ids] = field(default_factory=list)
+    """Channels that a call neither hands on nor reads, such as one that is spread over others."""
 
 
 @dataclass(eq=False)

@@ -190,8 +190,10 @@ class _Search:
     def _other_reads(self) -> Iterator[Array]:
         """Yield channels that are read by more than a plain product with a kernel.
 
-        A softmax or a normalization over channels needs them all, whatever their values.
+        A softmax or a normalization over channels needs them all, whatever their values; so does
+        a product with all of another tensor's.
         """
+        yield from self._graph.record.ended
         calls = {(id(gate.reading.layer), gate.reading.axis) for gate in self._gates}
         for operation, tensor, axis, ids in self._graph.record.reads:
             if tensor or (id(operation), axis) not in calls:

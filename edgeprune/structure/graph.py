@@ -1,6 +1,6 @@
 """Find the groups of a Functional or Sequential model by following its channels."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from edgeprune import models
 from edgeprune.errors import InputError, UnsupportedError
 from edgeprune.rebuild import calls, is_container
 from edgeprune.structure.call import Call, Record
-from edgeprune.structure.channels import Axes, Ids, connected
+from edgeprune.structure.channels import Axes, Channels, Ids, connected
 from edgeprune.structure.group import PruningGroup, Read, Slice
 from edgeprune.structure.registry import rule_for
 
@@ -150,7 +150,41 @@ class _Trace:
             return call.freeze_all(
                 "has no rule, so these channels are kept; register_pruning_rule adds one"
             )
-        return rule(call)
+        reads = len(self._record.reads)
+        made = rule(call)
+        read = {(tensor, axis) for _, tensor, axis, _ in self._record.reads[reads:]}
+        self._record.ended += _ended(self._record.channels, inputs, made, read)
+        return made
+
+
+def _ended(
+    channels: Channels,
+    inputs: Sequence[Axes],
+    made: Sequence[Axes],
+    read: Collection[tuple[int, int]],
+) -> Iterator[Ids]:
+    """Yield the channels along those axes of the inputs that the outputs do not have.
+
+    Args:
+      channels: of the model.
+      inputs: axes of a call's inputs.
+      made: axes of its outputs.
+      read: (input, axis) that it reads.
+    """
+    after = [ids for axes in made for ids in axes if ids is not None]
+    for index, axes in enumerate(inputs):
+        for axis, ids in enumerate(axes):
+            if ids is None or (index, axis) in read or any(other is ids for other in after):
+                continue
+            roots, others = channels.roots(ids), [channels.roots(other) for other in after]
+            # A single channel may be spread over an axis of others, with itself among them.
+            handed_on = (
+                any((other == roots).all() for other in others)
+                if len(ids) == 1
+                else bool(others) and np.isin(roots, np.concatenate(others)).all()
+            )
+            if not handed_on:
+                yield ids
 
 
 def _grouped(model: Any, record: Record) -> ChannelGraph:
