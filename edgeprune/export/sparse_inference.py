@@ -24,6 +24,12 @@ _INSIDE = frozenset(("ADD", "MUL", "RESIZE_BILINEAR", *_UNARY.split()))
 _MAX_CLUSTERS = 8
 # Not layers: a constant's way to its operator, and padding that is merged into the next one.
 _FOLDED = frozenset(("DENSIFY", "DEQUANTIZE", "PAD"))
+_DAMAGED = "an operator's inputs do not fit it, in number or shape; the file is damaged"
+_NO_START = (
+    "reads the model's input; the sparse part must start at a 3x3 stride-2 convolution of 3 "
+    "channels"
+)
+NO_END = "no spatial MEAN (global average pooling) for the sparse part to end in"
 _DEVICES = "on Arm and WebAssembly only: on x86 XNNPACK has no sparse inference"
 
 Role = Literal["entry", "inside", "exit"]
@@ -51,9 +57,66 @@ def sparse_inference(model: TfliteModel) -> SparseInference:
     try:
         return _judge(model.subgraphs[0])
     except IndexError as error:
-        raise InputError(
-            "an operator's inputs do not fit it, in number or shape; the file is damaged"
-        ) from error
+        raise InputError(_DAMAGED) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Blocker:
+    """An operator that keeps a part of a model from running sparse.
+
+    Attributes:
+      operator: in the main graph.
+      why: what follows the operator's name in a sentence.
+    """
+
+    operator: Operator
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class SparsePart:
+    """The operators that would run in the channels-first layout, up to one spatial mean.
+
+    Attributes:
+      operators: of the main graph, with those in the way.
+      blockers: what stands in the way, nearest to the end first; none if the part qualifies.
+    """
+
+    operators: tuple[Operator, ...]
+    blockers: tuple[Blocker, ...]
+
+
+def sparse_parts(model: TfliteModel) -> tuple[SparsePart, ...]:
+    """Find the parts of the main graph that may run sparse, whatever their weights hold.
+
+    How many weights are zero, and whether they are stored sparse, plays no role here.
+
+    Raises:
+      InputError: operators' inputs do not fit them, in number or shape.
+    """
+    try:
+        return _parts(model.subgraphs[0])
+    except IndexError as error:
+        raise InputError(_DAMAGED) from error
+
+
+def _parts(graph: Subgraph) -> tuple[SparsePart, ...]:
+    roles = {
+        id(operator): _role(graph, operator)
+        for operator in graph.operators
+        if operator.name not in _FOLDED
+    }
+    seen: set[int] = set()
+    parts: list[SparsePart] = []
+    for leaf in graph.operators:
+        if roles.get(id(leaf), ("", ""))[0] != "exit" or id(leaf) in seen:
+            continue
+        if len(parts) == _MAX_CLUSTERS:
+            break
+        cluster, blockers = _cluster(graph, leaf, roles)
+        seen |= set(cluster)
+        parts.append(SparsePart(tuple(cluster.values()), tuple(blockers)))
+    return tuple(parts)
 
 
 def _judge(graph: Subgraph) -> SparseInference:
@@ -68,27 +131,19 @@ def _judge(graph: Subgraph) -> SparseInference:
         return SparseInference(
             False, ("the sparse weights are integers; only float ones run sparse",)
         )
-    roles = {
-        id(operator): _role(graph, operator)
-        for operator in graph.operators
-        if operator.name not in _FOLDED
-    }
-    exits = [op for op in graph.operators if roles.get(id(op), ("", ""))[0] == "exit"]
-    if not exits:
-        return SparseInference(
-            False, ("no spatial MEAN (global average pooling) for the sparse part to end in",)
-        )
+    parts = _parts(graph)
+    if not parts:
+        return SparseInference(False, (NO_END,))
     reasons: list[str] = []
-    seen: set[int] = set()
-    for leaf in exits:
-        if id(leaf) in seen or len(reasons) == _MAX_CLUSTERS:
-            continue
-        cluster, blocker = _cluster(graph, leaf, roles)
-        seen |= set(cluster)
-        blocker = blocker or _density(graph, list(cluster.values()))
-        if blocker is None:
+    for part in parts:
+        if part.blockers:
+            first = part.blockers[0]
+            name = layer_name(graph, first.operator)
+            reasons.append(f"layer '{name}' ({first.operator.name}) {first.why}")
+        elif few := _too_dense(graph, list(part.operators)):
+            reasons.append(few)
+        else:
             return SparseInference(True, (_DEVICES,))
-        reasons.append(blocker)
     return SparseInference(False, tuple(dict.fromkeys(reasons)))
 
 
@@ -102,26 +157,29 @@ def layer_name(graph: Subgraph, operator: Operator) -> str:
 
 def _cluster(
     graph: Subgraph, leaf: Operator, roles: dict[int, tuple[Role | None, str]]
-) -> tuple[dict[int, Operator], str | None]:
-    """Collect the operators from the entry to a leaf; say which one cannot be in it, if any."""
+) -> tuple[dict[int, Operator], list[Blocker]]:
+    """Collect the operators from the entry to a leaf, and those among them that cannot be there."""
     cluster: dict[int, Operator] = {id(leaf): leaf}
+    blockers: list[Blocker] = []
     waiting = [leaf]
     while waiting:
         operator = waiting.pop()
         for index in _data_inputs(graph, operator):
             producer = graph.producers.get(index)
             if producer is None:
-                return cluster, (
-                    f"layer '{layer_name(graph, operator)}' ({operator.name}) reads the model's "
-                    "input; the sparse part must start at a 3x3 stride-2 convolution of 3 channels"
-                )
+                if roles.get(id(operator), (None, ""))[0] is not None:
+                    blockers.append(Blocker(operator, _NO_START))
+                continue
+            if id(producer) in cluster:
+                continue
+            cluster[id(producer)] = producer
             role, why = roles.get(id(producer), (None, "is not followed by a convolution"))
             if role is None:
-                return cluster, f"layer '{layer_name(graph, producer)}' ({producer.name}) {why}"
-            if id(producer) not in cluster:
-                cluster[id(producer)] = producer
-                if role != "entry":
-                    waiting.append(producer)
+                blockers.append(Blocker(producer, why))
+            if role != "entry":
+                waiting.append(producer)
+    if blockers:
+        return cluster, blockers
     # What else keeps the layout and reads nothing but the cluster belongs to it.
     for operator in graph.operators:
         inputs = _data_inputs(graph, operator)
@@ -136,12 +194,9 @@ def _cluster(
         for index in _data_inputs(graph, operator):
             for user in graph.consumers.get(index, []):
                 if id(user) not in cluster and not _pads_for(graph, user, cluster):
-                    why = roles.get(id(user), (None, "pads explicitly"))[1]
-                    return cluster, (
-                        f"layer '{layer_name(graph, user)}' ({user.name}) "
-                        f"{why or 'is outside'}, and reads from inside the sparse part"
-                    )
-    return cluster, None
+                    why = roles.get(id(user), (None, "pads explicitly"))[1] or "is outside"
+                    blockers.append(Blocker(user, f"{why}, and reads from inside the sparse part"))
+    return cluster, list({id(blocker.operator): blocker for blocker in blockers}.values())
 
 
 def _data_inputs(graph: Subgraph, operator: Operator) -> list[int]:
@@ -161,7 +216,7 @@ def _pads_for(graph: Subgraph, operator: Operator, cluster: dict[int, Operator])
     return operator.name == "PAD" and bool(users) and all(id(user) in cluster for user in users)
 
 
-def _density(graph: Subgraph, cluster: list[Operator]) -> str | None:
+def _too_dense(graph: Subgraph, cluster: list[Operator]) -> str | None:
     zeros = entries = 0
     for operator in cluster:
         for kernel in graph.kernels(operator):
@@ -228,7 +283,7 @@ def _convolution_role(graph: Subgraph, operator: Operator) -> tuple[Role | None,
     if strides != (2, 2) or channels != 3:
         return None, "is 3x3; only one of 3 channels with stride 2 may start the sparse part"
     if _padding(graph, operator) != (1, 1, 1, 1):
-        return None, "must pad 1 explicitly on every side (ZeroPadding2D(1), then 'valid')"
+        return None, _wrong_padding(graph, operator, 1)
     return "entry", ""
 
 
@@ -241,7 +296,7 @@ def _depthwise_role(graph: Subgraph, operator: Operator) -> tuple[Role | None, s
         return None, "must be 3x3 or 5x5 with stride 1 or 2"
     pad = size[0] // 2
     if _padding(graph, operator) != (pad,) * 4:
-        return None, f"must pad {pad} on every side ('same' with stride 2 pads one side less)"
+        return None, _wrong_padding(graph, operator, pad)
     return "inside", ""
 
 
@@ -277,3 +332,33 @@ def _padding(graph: Subgraph, operator: Operator) -> tuple[int, ...] | None:
     if pads[0] != [0, 0] or pads[3] != [0, 0]:
         return None
     return (*pads[1], *pads[2])
+
+
+def _wrong_padding(graph: Subgraph, operator: Operator, wanted: int) -> str:
+    """Say how a convolution pads, and how it must."""
+    rows, columns = _shown_padding(graph, operator)
+    shown = f"({rows[0]},{rows[1]})"
+    if rows != columns:
+        shown += f" and ({columns[0]},{columns[1]})"
+    same = operator.options.get("padding") == _SAME
+    how = f" ('same' with stride {_strides(operator)[0]})" if same else ""
+    explicit = ", explicitly" if same else ""
+    return (
+        f"pads {shown}{how}: XNNPACK's sparse path needs padding {wanted} on every side{explicit}"
+    )
+
+
+def _shown_padding(graph: Subgraph, operator: Operator) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (top, bottom), (left, right) as computed, also where XNNPACK sees 'same'."""
+    known = _padding(graph, operator)
+    if known is not None:
+        return (known[0], known[1]), (known[2], known[3])
+    if operator.options.get("padding") != _SAME:
+        return (0, 0), (0, 0)  # what comes before is no part of the operator
+    given = graph.tensors[operator.inputs[0]].shape[1:3]
+    kernel = graph.tensors[operator.inputs[1]].shape[1:3]
+    found = []
+    for size, width, stride in zip(given, kernel, _strides(operator), strict=True):
+        total = max((-(-size // stride) - 1) * stride + width - size, 0)
+        found.append((total // 2, total - total // 2))
+    return found[0], found[1]

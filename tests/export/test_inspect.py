@@ -204,10 +204,10 @@ def pointwise_net(*, pad=1, stem=3, stem_strides=2, pool=True, depthwise_strides
     [
         ({}, 0.9, True, "x86"),
         ({}, 0.5, False, "more than 2/3"),
-        ({"pad": 0}, 0.9, False, "pad 1"),
-        ({"pad": ((0, 1), (0, 1))}, 0.9, False, "pad 1"),
+        ({"pad": 0}, 0.9, False, "needs padding 1"),
+        ({"pad": ((0, 1), (0, 1))}, 0.9, False, "needs padding 1"),
         ({"stem_strides": 1}, 0.9, False, "stride 2"),
-        ({"depthwise_strides": 2}, 0.9, False, "must pad 1"),
+        ({"depthwise_strides": 2}, 0.9, False, "needs padding 1"),
         ({"pool": False}, 0.9, False, "MEAN"),
         ({"branch": True}, 0.9, False, "3x3"),
     ],
