@@ -88,7 +88,9 @@ def benchmark(
     if as_json:
         click.echo(results.to_json(), nl=False)
     else:
-        tables = [(title, columns, rows) for title, columns, rows in results.tables()]
+        tables = [*results.tables()]
+        if overview := results.overview():
+            tables.append(overview)
         if old is not None:
             tables.append(comparison_table(results, f"compared with {compare}"))
         for number, (title, columns, rows) in enumerate(tables):

@@ -32,4 +32,4 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     )
     if ended.late:
         raise EdgepruneError(script.too_late(limit))
-    return script.results(ended.output, ended.code, ended.said, models, "this machine")
+    return script.results(ended.output, ended.code, ended.said, models, profile, options)

@@ -234,6 +234,27 @@ class Benchmark(Sequence[ModelBenchmark]):
         for setting in dict.fromkeys(result.setting for result in measured):
             yield _table(setting, [result for result in measured if result.setting == setting])
 
+    def overview(self) -> Table | None:
+        """Return (title, columns, rows): a row a model, columns for each of several devices.
+
+        A device's column is its time, or where it has none, its time by its first model's; and
+        the arena where it has one. None for a single device.
+        """
+        measured = [result for result in self._results if result.error is None]
+        devices = list(dict.fromkeys(result.device for result in measured))
+        if len(devices) < 2:
+            return None
+        models = list(dict.fromkeys(result.model for result in measured))
+        columns = [Column("model")]
+        rows: list[list[Cell]] = [[model] for model in models]
+        for device in devices:
+            by_model = {row.model: row for row in measured if row.device == device}
+            for column, values in _overview_columns(device, by_model):
+                columns.append(column)
+                for row, model in zip(rows, models, strict=True):
+                    row.append(values.get(model))
+        return "All devices", tuple(columns), [tuple(row) for row in rows]
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know before trusting the figures, each a line, once."""
@@ -258,12 +279,30 @@ class Benchmark(Sequence[ModelBenchmark]):
         return tuple(dict.fromkeys(lines))
 
     def __str__(self) -> str:
-        parts = [render(columns, rows, title) for title, columns, rows in self.tables()]
+        tables = [*self.tables()]
+        if overview := self.overview():
+            tables.append(overview)
+        parts = [render(columns, rows, title) for title, columns, rows in tables]
         if self.notes:
             parts.append("\n".join(f"note: {line}" for line in self.notes))
         if self.failures:
             parts.append("\n".join(f"{name} failed: {why}" for name, why in self.failures.items()))
         return "\n\n".join(parts)
+
+
+def _overview_columns(
+    device: str, by_model: Mapping[str, ModelBenchmark]
+) -> Iterator[tuple[Column, dict[str, Cell]]]:
+    kind = next(iter(by_model.values())).kind
+    times: dict[str, Cell] = {name: row.typical_ms for name, row in by_model.items()}
+    ratios: dict[str, Cell] = {name: row.relative_latency for name, row in by_model.items()}
+    arenas: dict[str, Cell] = {name: row.arena_bytes for name, row in by_model.items()}
+    if any(value is not None for value in times.values()):
+        yield Column(f"{device} ({kind}) ms", "ms"), times
+    elif any(value is not None for value in ratios.values()):
+        yield Column(f"{device} ({kind}) relative", "ratio"), ratios
+    if any(value is not None for value in arenas.values()):
+        yield Column(f"{device} ({kind}) arena", "bytes"), arenas
 
 
 def _table(title: str, results: Sequence[ModelBenchmark]) -> Table:

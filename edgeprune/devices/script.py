@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeprune.devices.measurement import Benchmark, ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
+from edgeprune.devices.process import plain
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 
@@ -51,15 +52,26 @@ def arguments(
 
 
 def results(
-    text: str, code: int, said: str, models: Sequence[str], where: str
+    text: str,
+    code: int,
+    said: str,
+    models: Sequence[str],
+    profile: DeviceProfile,
+    options: RunOptions,
+    where: str = "this machine",
 ) -> list[ModelBenchmark]:
     """Return what the script found, or raise what it said.
+
+    A device may say anything, so what is known here is taken from here: the models' names and
+    paths, the device, the kind. What cannot be printed is left out of the rest.
 
     Args:
       text: its standard output.
       code: its exit code.
       said: the last line on its standard error that is no progress.
-      models: paths of the models on this machine; the results bear them.
+      models: paths of the models on this machine.
+      profile: of the device.
+      options: for the run.
       where: it ran, for errors.
 
     Raises:
@@ -77,7 +89,26 @@ def results(
         raise EdgepruneError(
             f"{where} sent results of {len(found)} models, not of {len(models)}; run it again"
         )
-    return [replace(row, path=model) for row, model in zip(found, models, strict=True)]
+    return [
+        replace(
+            row,
+            model=name,
+            path=model,
+            device=profile.name,
+            kind=profile.kind,
+            runtime=one_line(row.runtime),
+            runtime_version=one_line(row.runtime_version),
+            warnings=tuple(map(one_line, row.warnings)),
+            compared={},
+            error=None,
+        )
+        for name, model, row in zip(names_for(models, options), models, found, strict=True)
+    ]
+
+
+def one_line(text: str) -> str:
+    """Return text on one line without what could move a terminal's cursor."""
+    return " ".join(plain(text).split())
 
 
 def take_progress(options: RunOptions, line: str) -> bool:
@@ -99,7 +130,7 @@ def too_late(limit: float) -> str:
 def _failure(text: str, code: int, said: str) -> EdgepruneError:
     try:
         failure = json.loads(text)
-        return _ERRORS.get(failure["kind"], EdgepruneError)(str(failure["error"]))
+        return _ERRORS.get(failure["kind"], EdgepruneError)(one_line(str(failure["error"])))
     except (ValueError, TypeError, KeyError, RecursionError):
         said = said or "no message"
     if code == _WRONG_USAGE:  # its argument parser: "bench_on_device.py: error: argument ..."

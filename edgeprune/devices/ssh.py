@@ -5,7 +5,7 @@ import re
 import secrets
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -166,7 +166,7 @@ def _attempt(
         arguments = script.arguments(models, files, profile, options)
         command = [interpreter.python, program, *arguments]
         try:
-            rows = _measure(connection, command, models, options)
+            rows = _measure(connection, command, models, profile, options)
         except ConnectionLostError:
             raise
         except EdgepruneError as error:
@@ -177,11 +177,15 @@ def _attempt(
                 f"{connection.host} measured another file than {model}: its copy there was "
                 "damaged, or the file was changed meanwhile; run it again"
             )
-    return [replace(row, device=profile.name) for row in rows]
+    return rows
 
 
 def _measure(
-    connection: Connection, command: Sequence[str], models: Sequence[str], options: RunOptions
+    connection: Connection,
+    command: Sequence[str],
+    models: Sequence[str],
+    profile: DeviceProfile,
+    options: RunOptions,
 ) -> list[ModelBenchmark]:
     mark = secrets.token_hex(8)
     limit = options.limit_seconds(len(models))
@@ -207,7 +211,7 @@ def _measure(
             f"the benchmark was killed on {host} ({name}): its memory may be too small; measure "
             "fewer or smaller models at once"
         )
-    return script.results(text, code, ended.said, models, host)
+    return script.results(text, code, ended.said, models, profile, options, host)
 
 
 def _with_local_names(text: str, files: Sequence[str], models: Sequence[str]) -> str:

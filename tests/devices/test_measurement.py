@@ -221,3 +221,30 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not JSON"):
         Benchmark.load(tmp_path / "binary.json")
+
+
+def test_several_devices_have_an_overview():
+    """Kinds never share a column; what no device of a kind has gets none."""
+    nothing = {"latency_ms": None, "relative_latency": None, "relative_latency_interval": None}
+    results = Benchmark(
+        [
+            BASE,
+            HALF,
+            model_benchmark(device="arm", kind="simulated", latency_ms=None),
+            model_benchmark(
+                "half.tflite", device="arm", kind="simulated", latency_ms=None, relative_latency=0.4
+            ),
+            model_benchmark(device="m4", kind="simulated", arena_bytes=2048, **nothing),
+            model_benchmark(device="off", error="switched off"),
+        ]
+    )
+    assert (
+        str(results).partition("All devices")[2].partition("\n\nnote")[0].partition("\n\noff")[0]
+        == """
+
+model        board (measured) ms  arm (simulated) relative  m4 (simulated) arena
+-----------  -------------------  ------------------------  --------------------
+base.tflite                 10.0                     1.00x               2.0 KiB
+half.tflite                 5.00                    0.400x                     -"""
+    )
+    assert Benchmark([BASE, HALF]).overview() is None

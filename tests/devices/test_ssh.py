@@ -247,6 +247,25 @@ def test_a_result_for_another_file(device, tiny_model, tmp_path):
         benchmark(tiny_model, device=profile, **SHORT)
 
 
+def test_what_a_device_says_cannot_move_the_cursor(device, tiny_model, tmp_path):
+    """Nor can it give its results other names."""
+    lie = (
+        "import json,sys; rows=json.load(sys.stdin); row=rows[0]; row['model']='\\x1b[2J'; "
+        "row['device']='other'; row['kind']='predicted'; row['warnings']=['a\\x1b[2J\\nb']; "
+        "row['runtime']='\\x07x'; json.dump(rows, sys.stdout)"
+    )
+    does = f'{REAL} "$@" | {REAL} -c "{lie}"'
+    profile = device.profile(tmp_path, python=python_that(tmp_path, does))
+    results = benchmark(tiny_model, device=profile, **SHORT)
+    (row,) = results
+    assert (row.model, row.device, row.kind) == ("tiny.tflite", "board", "measured")
+    assert (row.runtime, row.warnings) == ("x", ("a[2J b",))
+    says = 'printf \'{"kind": "input", "error": "a\\\\u001b[2J\\\\nb"}\'; exit 1'
+    profile = device.profile(tmp_path, python=python_that(tmp_path, says))
+    with pytest.raises(InputError, match=r"^a\[2J b$"):
+        benchmark(tiny_model, device=profile, **SHORT)
+
+
 def test_a_model_that_is_none_has_its_own_name(device, tiny_model, tmp_path):
     damaged = tmp_path / "damaged.tflite"
     damaged.write_bytes(tiny_model.read_bytes()[:100])
