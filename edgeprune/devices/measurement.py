@@ -21,6 +21,7 @@ _COLUMNS = (
     Column("mean ms", "ms"),
     Column("p90 ms", "ms"),
     Column("relative", "ratio"),
+    Column("95 % interval"),
     Column("init ms", "ms"),
     Column("first ms", "ms"),
     Column("memory", "bytes"),
@@ -127,6 +128,12 @@ class ModelBenchmark:
         return latency.mean if latency.median is None else latency.median
 
     @property
+    def _interval(self) -> str | None:
+        """The relative latency's interval in words; none for the first model, which is itself."""
+        low, high = self.relative_latency_interval or (1.0, 1.0)
+        return None if low == high == 1.0 else f"{low:.3f} to {high:.3f}"
+
+    @property
     def _cells(self) -> tuple[Cell, ...]:
         """The values of `_COLUMNS`."""
         latency = self.latency_ms
@@ -136,6 +143,7 @@ class ModelBenchmark:
             latency.mean if latency else None,
             latency.p90 if latency else None,
             self.relative_latency,
+            self._interval,
             self.init_ms,
             self.first_ms,
             self.peak_memory_bytes,

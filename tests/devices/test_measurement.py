@@ -72,10 +72,10 @@ def test_printed():
         == """\
 board: measured with tflite-runtime 2.14.0, 1 thread
 
-model        median ms  p90 ms  relative  init ms  first ms   memory
------------  ---------  ------  --------  -------  --------  -------
-base.tflite       10.0    12.0     1.00x     1.25      20.0  1.0 MiB
-half.tflite       5.00    6.00    0.500x     1.25      20.0        -"""
+model        median ms  p90 ms  relative  95 % interval   init ms  first ms   memory
+-----------  ---------  ------  --------  --------------  -------  --------  -------
+base.tflite       10.0    12.0     1.00x  -                  1.25      20.0  1.0 MiB
+half.tflite       5.00    6.00    0.500x  0.490 to 0.520     1.25      20.0        -"""
     )
 
 
