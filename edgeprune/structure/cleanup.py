@@ -224,8 +224,10 @@ class _Search:
         while True:
             dead, constant = self._dead(held)
             placeholders = self._placeholders(dead, constant)
-            # One that stays for its constant value needs what it is made from.
-            needed = [root for root in placeholders if constant[root]] + self._peaks(dead)
+            # One that stays for its constant value needs what it is made from. The last first: it
+            # may need channels of earlier axes, of which then no other has to be chosen.
+            needed = [root for root in placeholders if constant[root]]
+            needed = [max(needed)] if needed else self._peaks(dead)
             if not needed:
                 break
             held[needed] = True

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference_models import build_autoencoder, build_ds_cnn, build_mobilenet_v1, build_resnet8
 from structure.law import random_inputs, randomize
@@ -497,6 +497,7 @@ def net(seed):
 
 
 @given(st.integers(0, 2**32 - 1))
+@example(220)  # constant throughout: which channel stays first matters
 @settings(max_examples=30, deadline=None)
 def test_random_nets_compute_the_same(seed):
     report = cleaned(net(seed), seed % 100)
