@@ -71,7 +71,10 @@ class Artifact:
 
     @property
     def dead_channels(self) -> dict[str, Any]:
-        """What left because it cannot change the output, or ``reason``: why nothing did."""
+        """What left because it cannot change the output, or ``reason``: why nothing did.
+
+        ``file``: what left the converted int8 file after that.
+        """
         dead: dict[str, Any] = self.made_by.get("dead_channels", {})
         return dead
 
@@ -97,6 +100,9 @@ class Artifact:
         if (encoding := str(self.made_by.get("weights_encoding", ""))).startswith("dense: "):
             lines.append(f"weights stored {encoding}")
         lines += str(self.dead_channels.get("summary", "")).splitlines()[:1]
+        in_file = self.dead_channels.get("file", {})
+        if in_file.get("channels_removed"):
+            lines.append(f"after conversion: {in_file['summary'].splitlines()[0]}")
         verified = "not verified, as asked" if self.verification is None else self.verification
         return "\n".join([*lines, str(verified)])
 

@@ -30,7 +30,9 @@ def cleaned(program: Program) -> tuple[Program, dict[str, Any]]:
         report = clean_up(program.owner)
     except UnsupportedError as error:
         return program, kept(str(error))
-    except Exception as error:  # layers and rules of the user's own run here
+    except Exception as error:
+        # The user's layers are called anew and the user's rules run: they may raise anything, and
+        # what is only a service must not stop a conversion that works without it.
         return program, kept(f"clean-up failed: {type(error).__name__}: {first_line(error)}")
     if report.model is program.owner:
         return program, kept("none found")
