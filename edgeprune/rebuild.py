@@ -18,6 +18,8 @@ Replace = Callable[[Any], Any]
 """Old layer -> new layer. None leaves it out: its input passes through."""
 After = Callable[[Any, Any, int, Any], Any]
 """(old container, old layer, call, its output) -> a layer to put after that call, or None."""
+Before = Callable[[Any, Any, int, Any], Any]
+"""(old container, old layer, call, its first input) -> a layer to put before that call, or None."""
 Constants = Callable[[Any, int, Any], Any]
 """(node of the old graph, position among its flattened arguments, constant) -> the new constant."""
 Bypass = Mapping[int, tuple[Any, Any]]
@@ -33,6 +35,7 @@ def rebuild(
     replace: Replace,
     *,
     after: After | None = None,
+    before: Before | None = None,
     first: Replace | None = None,
     constants: Constants | None = None,
     bypass: Bypass | None = None,
@@ -43,6 +46,8 @@ def rebuild(
       model: the model; it keeps its layers and weights.
       replace: makes each new layer; `copied` is the plain choice.
       after: what to insert behind a call.
+      before: what to insert between a call and the first of its inputs; others that read this
+        input do not pass through it.
       first: input tensor of the outermost model -> a layer to put behind it, or None.
       constants: what stands for the arrays that calls are given beside their tensors.
       bypass: calls whose output something earlier stands for.
@@ -51,7 +56,7 @@ def rebuild(
       A model of the same name, structure and trainable flags, not compiled, with new weights;
       copying their values is the caller's part, since only it knows what a layer became.
     """
-    return _Rebuild(replace, after, constants, bypass).container(model, None, first)
+    return _Rebuild(replace, after, before, constants, bypass).container(model, None, first)
 
 
 def copied(layer: Any) -> Any:
@@ -95,11 +100,13 @@ class _Rebuild:
         self,
         replace: Replace,
         after: After | None,
+        before: Before | None,
         constants: Constants | None,
         bypass: Bypass | None,
     ) -> None:
         self._replace = replace
         self._after = after or (lambda *_: None)
+        self._before = before or (lambda *_: None)
         self._constants = constants
         self._bypass = bypass or {}
         self._made: dict[int, Any] = {}
@@ -125,11 +132,13 @@ class _Rebuild:
         behind = [source._keras_history.operation, first(tensor)]
         output = source if behind[1] is None else behind[1](source)
         for layer in old.layers:
+            ahead = self._before(old, layer, 0, output)
+            output = output if ahead is None else ahead(output)
             new = self._layer(layer, output)
             output = output if new is None else new(output)
             inserted = self._after(old, layer, 0, output)
             output = output if inserted is None else inserted(output)
-            behind += [new, inserted]
+            behind += [ahead, new, inserted]
         if given is not None and self._bypass and behind[1:] == [None] * (len(behind) - 1):
             return None
         return keras.Sequential([layer for layer in behind if layer is not None], name=old.name)
@@ -152,6 +161,9 @@ class _Rebuild:
                 continue
             layer = node.operation
             args, kwargs = self._arguments(node, known)
+            ahead = self._before(old, layer, call, args[0] if args else None)
+            if ahead is not None:
+                args = (ahead(args[0]), *args[1:])
             new = self._layer(layer, args[0] if args else None)
             made = known[id(node.input_tensors[0])] if new is None else new(*args, **kwargs)
             behind = self._after(old, layer, call, made)
