@@ -7,6 +7,7 @@ import sys
 import click
 
 from edgeprune import __version__
+from edgeprune.cli.advise import advise
 from edgeprune.cli.benchmark import benchmark
 from edgeprune.cli.compress import compress
 from edgeprune.cli.convert import convert
@@ -40,7 +41,7 @@ def cli() -> None:
     """Make Keras models small and fast on the device they will run on, and prove it."""
 
 
-for command in (benchmark, compress, convert, demo, devices, doctor, inspect, prune):
+for command in (advise, benchmark, compress, convert, demo, devices, doctor, inspect, prune):
     cli.add_command(command)
 
 

@@ -140,7 +140,7 @@ def _judge(graph: Subgraph) -> SparseInference:
             first = part.blockers[0]
             name = layer_name(graph, first.operator)
             reasons.append(f"layer '{name}' ({first.operator.name}) {first.why}")
-        elif few := _too_dense(graph, list(part.operators)):
+        elif few := too_dense(graph, list(part.operators)):
             reasons.append(few)
         else:
             return SparseInference(True, (_DEVICES,))
@@ -216,7 +216,8 @@ def _pads_for(graph: Subgraph, operator: Operator, cluster: dict[int, Operator])
     return operator.name == "PAD" and bool(users) and all(id(user) in cluster for user in users)
 
 
-def _too_dense(graph: Subgraph, cluster: list[Operator]) -> str | None:
+def too_dense(graph: Subgraph, cluster: list[Operator]) -> str | None:
+    """Say that a part's weights are not zero often enough to run sparse; None if they are."""
     zeros = entries = 0
     for operator in cluster:
         for kernel in graph.kernels(operator):

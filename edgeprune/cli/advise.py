@@ -1,0 +1,41 @@
+"""`edgeprune advise`."""
+
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+
+from edgeprune.cli.options import PATH, json_option, unsafe_option
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option(
+    "--device",
+    metavar="NAME",
+    required=True,
+    help="A name that `edgeprune devices` lists, or a profile's .toml file.",
+)
+@unsafe_option
+@json_option
+def advise(model: Path, device: str, unsafe: bool, as_json: bool) -> None:
+    """Say which techniques pay for a MODEL (.tflite, .keras, .h5) on a device, and why not.
+
+    Nothing is run: bytes are counted from the model's weights, and what happens to latency is
+    expected from what is known of the device's kernels.
+    """
+    from edgeprune.devices.advice import COLUMNS
+    from edgeprune.devices.advise import advise as run
+    from edgeprune.report.table import print_table
+
+    advice = run(model, device, unsafe=unsafe)
+    if as_json:
+        click.echo(advice.to_json(), nl=False)
+        return
+    print_table(COLUMNS, advice.rows(), advice.title())
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    click.echo()
+    for line in advice.lines():
+        click.echo("\n".join(textwrap.wrap(line, width, subsequent_indent="  ")))
