@@ -19,8 +19,9 @@ How it measures:
   * `relative_latency` is the median over the rounds of a model's time by the first model's time
     in the same round, so that a clock that drifts or a load that comes and goes hits both alike;
     `relative_latency_interval` is a 95 % interval of that median, from order statistics; it
-    takes the rounds as independent of each other. `details` has both intervals at 97.5 %, so
-    that the ratio of two runs can be given one of 95 % without a further assumption.
+    takes the rounds as independent of each other. `details` has wider ones, of 97.5 %, that
+    do not: the extremes of the medians of ten consecutive parts. Of two of them comes one of
+    95 % for the ratio of two runs.
   * A drift of the first model's own time from the first third of the rounds to the last, a clock
     that falls and a processor that gets hot are told under `warnings`; `protocol` has all that
     is needed to repeat the run.
@@ -213,7 +214,7 @@ class Loaded:
         self.path = path
         self.init_ns = init_ns
         self.free_batch = free_batch
-        self._interpreter = interpreter
+        self.interpreter = interpreter
         self._inputs = [
             (detail["index"], random_input(detail, seed, path))
             for detail in interpreter.get_input_details()
@@ -222,8 +223,8 @@ class Loaded:
     def run(self):
         """Set the inputs, run once, return the nanoseconds that `invoke` took."""
         for index, value in self._inputs:
-            self._interpreter.set_tensor(index, value)
-        invoke = self._interpreter.invoke
+            self.interpreter.set_tensor(index, value)
+        invoke = self.interpreter.invoke
         begin = time.perf_counter_ns()
         invoke()
         return time.perf_counter_ns() - begin
@@ -377,9 +378,10 @@ def warm_up(models, seconds):
     for model in models:
         samples = [model.first_run()]
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        while time.perf_counter() < end or len(samples) < 3:
             samples.append(model.run())
-        typical.append(statistics.median(samples[len(samples) // 2 :]))
+        # Other work can only make a run longer.
+        typical.append(min(samples[1:]))
     return typical
 
 
@@ -389,8 +391,13 @@ def turns(typical_ns, min_runs, min_seconds):
     A turn takes about as long as one inference of the slowest model, but no longer than
     `min_runs` rounds need for `min_seconds`.
     """
-    longest = min(max(typical_ns), min_seconds * 1e9 / min_runs)
+    longest = turn_ns(typical_ns, min_runs, min_seconds)
     return [max(1, math.ceil(longest / max(own, 1.0) - 0.5)) for own in typical_ns]
+
+
+def turn_ns(typical_ns, min_runs, min_seconds):
+    """Return how long a turn is to take, but for models whose single inference takes longer."""
+    return min(max(typical_ns), min_seconds * 1e9 / min_runs)
 
 
 def order(round_number, count):
@@ -400,8 +407,11 @@ def order(round_number, count):
     return rotated if (round_number // count) % 2 == 0 else rotated[::-1]
 
 
-def interleave(models, turn_lengths, min_runs, min_seconds, progress):
+def interleave(models, turn_lengths, min_runs, min_seconds, progress, longest_ns=0):
     """Run rounds until each model has its runs and seconds.
+
+    A turn that takes less than half of `longest_ns` is doubled for the rounds to come: its length
+    came from a warm-up that other work had slowed down, and would be ever behind the others'.
 
     Returns:
       Per model, an array of nanoseconds of every run and the list of every round's median.
@@ -409,6 +419,7 @@ def interleave(models, turn_lengths, min_runs, min_seconds, progress):
     samples = [array("q") for _ in models]
     rounds = [[] for _ in models]
     totals = [0] * len(models)
+    lengths = list(turn_lengths)
     number = 0
     gc.collect()
     gc.disable()
@@ -416,10 +427,12 @@ def interleave(models, turn_lengths, min_runs, min_seconds, progress):
         while number < min_runs or min(totals) < min_seconds * 1e9:
             for i in order(number, len(models)):
                 run = models[i].run
-                turn = [run() for _ in range(turn_lengths[i])]
+                turn = [run() for _ in range(lengths[i])]
                 samples[i].extend(turn)
                 rounds[i].append(statistics.median(turn))
                 totals[i] += sum(turn)
+                if 2 * sum(turn) < longest_ns:
+                    lengths[i] *= 2
             number += 1
             progress(min(number / min_runs, min(totals) / max(min_seconds * 1e9, 1)))
     finally:
@@ -459,6 +472,20 @@ def median_interval(values, deviations=WITHIN_95):
         return None
     ordered = sorted(values)
     return [ordered[low - 1], ordered[count - low]]
+
+
+def tenths_interval(values):
+    """Return the extremes of the medians of ten consecutive parts, or None below 20 values.
+
+    An interval of the typical value that does not take neighbouring rounds as independent, as a
+    clock that moves makes them alike: of the parts only, for which it has over 97.5 %.
+    """
+    count = len(values)
+    if count < 20:
+        return None
+    cuts = [count * part // 10 for part in range(11)]
+    medians = [statistics.median(values[cuts[i] : cuts[i + 1]]) for i in range(10)]
+    return [min(medians), max(medians)]
 
 
 def drift(rounds):
@@ -647,7 +674,12 @@ def benchmark(options):
     typical = warm_up(models, options.warmup_seconds)
     lengths = turns(typical, options.min_runs, options.min_seconds)
     samples, rounds = interleave(
-        models, lengths, options.min_runs, options.min_seconds, Progress(len(models))
+        models,
+        lengths,
+        options.min_runs,
+        options.min_seconds,
+        Progress(len(models)),
+        turn_ns(typical, options.min_runs, options.min_seconds),
     )
     after = state()
     described, missing = environment(before, after)
@@ -703,8 +735,8 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
         "warnings": warned,
         "unavailable": missing,
         "details": {
-            "latency_interval_975_ms": in_ms(median_interval(own, WITHIN_975)),
-            "relative_interval_975": median_interval(ratios, WITHIN_975),
+            "latency_interval_975_ms": in_ms(tenths_interval(own)),
+            "relative_interval_975": tenths_interval(ratios),
         },
         "protocol": followed,
     }

@@ -7,19 +7,23 @@ milliseconds only, and says what changed on the device.
 
 The interval of the ratio is [low / old high, high / old low], of two intervals of 97.5 % that each
 run found from its own rounds. Both hold what they are to with a chance of at least 95 % (Boole's
-inequality), however the runs depend on each other. It knows nothing of what differs between runs
-and does not move within one, such as where a model lies in memory.
+inequality), however the runs depend on each other. What differs between runs and does not move
+within one, such as where a model lies in memory, they cannot know. But a model whose file is the
+same in both results shows it: by the most that such a model of the same device and figure differs,
+the intervals of the others are widened. If there is none, a warning says so.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from edgeprune.devices.measurement import Benchmark, ModelBenchmark, Table
 from edgeprune.report.table import Cell, Column
 
-Verdict = Literal["faster", "slower", "less", "more", "same", "not told apart"]
+Verdict = Literal[
+    "faster", "slower", "device faster", "device slower", "less", "more", "same", "not told apart"
+]
 
 _COLUMNS = (
     Column("device"),
@@ -30,6 +34,10 @@ _COLUMNS = (
     Column("ratio", "ratio"),
     Column("95 % interval"),
     Column("verdict"),
+)
+_NO_CONTROL = (
+    "no model but the first is the same file as in the earlier result, so what two runs differ by "
+    "anyway is not in the interval; measure an unchanged model along"
 )
 # What a ratio of milliseconds depends on, besides the model.
 _SETTING = ("runtime", "runtime_version", "threads")
@@ -57,14 +65,9 @@ def compare_with(new: Benchmark, old: Benchmark) -> Benchmark:
             continue
         baselines = firsts_now[row.device], firsts_then[row.device]
         notes = _differences(row, then) if row is baselines[0] else []
-        rows.append(
-            replace(
-                row,
-                compared=_compared(row, then, *baselines),
-                warnings=(*row.warnings, *notes),
-            )
-        )
-    return Benchmark(rows)
+        found = _compared(row, then, *baselines)
+        rows.append(replace(row, compared=found, warnings=(*row.warnings, *notes)))
+    return Benchmark([_judged(row, rows) for row in rows])
 
 
 def comparison_table(results: Benchmark, title: str) -> Table:
@@ -78,7 +81,7 @@ def comparison_table(results: Benchmark, title: str) -> Table:
             rows.append((row.device, row.model, "-", None, None, None, None, found["missing"]))
             continue
         interval = found["interval"]
-        same = ", same file" if found["same_file"] else ""
+        same = " (same file)" if found["same_file"] else ""
         rows.append(
             (
                 row.device,
@@ -139,9 +142,39 @@ def _compared(
         "now": value,
         "ratio": value / before,
         "interval": interval,
-        "verdict": _verdict(figure, value / before, interval, exact),
+        "exact": exact,
         "same_file": same_file,
     }
+
+
+def _judged(row: ModelBenchmark, rows: Sequence[ModelBenchmark]) -> ModelBenchmark:
+    """Widen the interval by what the same files differ by, and add the verdict."""
+    found = dict(row.compared)
+    if not found or "missing" in found:
+        return row
+    if found.pop("exact"):
+        found["verdict"] = _verdict(found["figure"], found["ratio"], [found["ratio"]] * 2)
+        return replace(row, compared=found)
+    if found["same_file"]:
+        # It is the same model: whatever changed is the device, or chance.
+        verdict = _verdict(found["figure"], found["ratio"], found["interval"])
+        found["verdict"] = f"device {verdict}" if verdict in ("faster", "slower") else verdict
+        return replace(row, compared=found)
+    controls = [
+        abs(math.log(other.compared["ratio"]))
+        for other in rows
+        if other.device == row.device
+        and other.compared.get("same_file")
+        and other.compared["figure"] == found["figure"]
+    ]
+    warnings = row.warnings
+    if not controls:
+        warnings += (_NO_CONTROL,)
+    elif found["interval"] is not None:
+        wider = math.exp(max(controls))
+        found["interval"] = [found["interval"][0] / wider, found["interval"][1] * wider]
+    found["verdict"] = _verdict(found["figure"], found["ratio"], found["interval"])
+    return replace(row, compared=found, warnings=warnings)
 
 
 def _ratio_interval(now: Any, then: Any) -> list[float] | None:
@@ -162,13 +195,13 @@ def _interval(value: Any) -> tuple[float, float] | None:
     return (low, high) if low <= high else None
 
 
-def _verdict(figure: str, ratio: float, interval: list[float] | None, exact: bool) -> Verdict:
+def _verdict(figure: str, ratio: float, interval: Sequence[float] | None) -> Verdict:
     less: Verdict = "less" if figure == "arena bytes" else "faster"
     more: Verdict = "more" if figure == "arena bytes" else "slower"
-    if exact:
-        return "same" if ratio == 1 else less if ratio < 1 else more
     if interval is None:
         return "not told apart"
+    if interval[0] == ratio == interval[1] == 1:
+        return "same"
     return less if interval[1] < 1 else more if interval[0] > 1 else "not told apart"
 
 

@@ -53,7 +53,11 @@ def test_a_model_is_compared_through_the_first():
     then = [row("a", 20, [19, 21]), row("b", 10, [9, 11], 0.5, (0.48, 0.52))]
     now = [row("a", 10, [9, 11]), row("b", 5, [4.5, 5.5], 0.5, (0.49, 0.51))]
     first, second = compared(now, then)
-    assert (first["figure"], first["ratio"], first["verdict"]) == ("latency ms", 0.5, "faster")
+    assert (first["figure"], first["ratio"], first["verdict"]) == (
+        "latency ms",
+        0.5,
+        "device faster",
+    )
     assert first["interval"] == [9 / 21, 11 / 19]
     assert first["same_file"]
     assert (second["figure"], second["ratio"]) == ("relative latency", 1.0)
@@ -74,7 +78,7 @@ def test_a_model_is_compared_through_the_first():
     ],
 )
 def test_a_verdict_needs_an_interval_without_one(now, verdict):
-    (found,) = compared([row("a", 9.9, now)], [row("a", 10.0, [9.8, 10.2])])
+    (found,) = compared([row("a", 9.9, now, sha256="new")], [row("a", 10.0, [9.8, 10.2])])
     assert found["verdict"] == verdict
 
 
@@ -84,6 +88,38 @@ def test_another_first_model_leaves_only_the_milliseconds():
     now = [changed, row("b", 5, [4.9, 5.1], 0.25)]
     assert [found["figure"] for found in compared(now, then)] == ["latency ms"] * 2
     assert not compared(now, then)[0]["same_file"]
+
+
+def test_the_same_file_shows_what_runs_differ_by():
+    """`b` is unchanged and yet 10 % slower by its ratio: so 8 % tell nothing of `c`."""
+    then = [
+        row("a", 20, [19, 21]),
+        row("b", 10, [9, 11], 0.50, (0.5, 0.5)),
+        row("c", 10, [9, 11], 0.50, (0.5, 0.5)),
+        row("d", 10, [9, 11], 0.50, (0.5, 0.5)),
+    ]
+    now = [
+        row("a", 20, [19, 21]),
+        row("b", 10, [9, 11], 0.55, (0.55, 0.55)),
+        row("c", 10, [9, 11], 0.46, (0.46, 0.46), sha256="new c"),
+        row("d", 10, [9, 11], 0.40, (0.40, 0.40), sha256="new d"),
+    ]
+    _, b, c, d = compared(now, then)
+    assert b["verdict"] == "device slower"
+    assert c["interval"] == pytest.approx([0.92 / 1.1, 0.92 * 1.1])
+    assert c["verdict"] == "not told apart"
+    assert d["interval"] == pytest.approx([0.8 / 1.1, 0.8 * 1.1])
+    assert d["verdict"] == "faster"
+
+
+def test_without_an_unchanged_model_there_is_a_warning():
+    then = [row("a", 20, [19, 21]), row("c", 10, [9, 11], 0.5, (0.5, 0.5))]
+    now = [row("a", 20, [19, 21]), row("c", 10, [9, 11], 0.4, (0.4, 0.4), sha256="new")]
+    results = compare_with(Benchmark(now), Benchmark(then))
+    assert results[1].compared["verdict"] == "faster"
+    assert any("measure an unchanged model along" in line for line in results.notes)
+    same = compare_with(Benchmark(then), Benchmark(then))
+    assert not any("unchanged" in line for line in same.notes)
 
 
 def test_what_is_missing_has_a_reason():
@@ -101,6 +137,8 @@ def test_exact_figures_need_no_interval():
     vela = {"kind": "predicted", **bare}
     (found,) = compared([row("a", 0.9, None, **vela)], [row("a", 1.0, None, **vela)])
     assert (found["verdict"], found["interval"]) == ("faster", None)
+    (found,) = compared([row("a", 1.0, None, **vela)], [row("a", 1.0, None, **vela)])
+    assert found["verdict"] == "same"
     tflm = {"kind": "simulated", "latency_ms": None, **bare}
     (found,) = compared(
         [row("a", 1, None, arena_bytes=300, **tflm)], [row("a", 1, None, arena_bytes=200, **tflm)]
@@ -137,7 +175,7 @@ def test_the_table():
     assert title == "compared with old.json"
     assert rows[0] == (
         *("pi", "a", "latency ms", "20", "10", 0.5),
-        *("0.429 to 0.579", "faster, same file"),
+        *("0.429 to 0.579", "device faster (same file)"),
     )
     assert rows[1][-1] == "the earlier result has no c on pi"
     assert all(len(entry) == len(columns) for entry in rows)
@@ -145,12 +183,12 @@ def test_the_table():
 
 
 def test_the_interval_holds_the_truth():
-    """Of runs drawn from one distribution, at most 5 % may be told apart; of 400 some are not."""
+    """Of runs drawn from one distribution, at most 5 % may be told apart."""
     generator = random.Random(0)
 
     def drawn():
         rounds = [generator.lognormvariate(0, 0.3) * 1e6 for _ in range(50)]
-        interval = [ns / 1e6 for ns in bench.median_interval(rounds, bench.WITHIN_975)]
+        interval = [ns / 1e6 for ns in bench.tenths_interval(rounds)]
         return row("a", bench.summarize(rounds)["median"], interval)
 
     verdicts = [compared([drawn()], [drawn()])[0]["verdict"] for _ in range(400)]
