@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.devices.sandbox import QEMU, make_sandbox
+
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 
@@ -204,3 +206,12 @@ def _toml(value):
 
 def _escaped(text):
     return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+@pytest.fixture(scope="session")
+def arm64_sandbox(request):
+    """The emulated device's sandbox: fetched once, then kept in pytest's cache."""
+    needs = "the tests of the emulated device need: apt-get install "
+    assert shutil.which(QEMU), f"{needs}qemu-user-static"
+    folder = request.config.cache.mkdir("emulated-arm64") / "sandbox"
+    return make_sandbox(folder)

@@ -1,0 +1,362 @@
+"""64-bit Arm without such a machine: the TFLite runtime and its Arm kernels under qemu-user.
+
+What that tells: the outputs, to the bit, and which of several models is less work. What it does
+not: how long anything takes on a real processor, so no time is shown. Instructions are not
+counted: qemu does that with a plug-in, which Debian's static build cannot load.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune.devices import emulated_worker, process, script
+from edgeprune.devices.measurement import ModelBenchmark
+from edgeprune.devices.options import RunOptions, names_for
+from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.reach import EmulatedReach
+from edgeprune.devices.rows import ending, row
+from edgeprune.devices.sandbox import MAKE, QEMU, Sandbox, find_sandbox
+from edgeprune.devices.tflm import Comparison
+from edgeprune.devices.tflm_worker import Difference, quanta
+from edgeprune.errors import EdgepruneError, UnsupportedError
+from edgeprune.export.tflite import TfliteModel, read
+from edgeprune.files import sha256
+
+SAMPLES = 4
+CPU = "max"
+_SAMPLE_SECONDS = 10  # after which no further one is begun
+_RUNTIME = "tflite-runtime"
+_HOST_RUNTIME = "ai-edge-litert"
+
+_NO_TIMES = "an emulator's time says nothing about a processor's"
+_UNAVAILABLE = {
+    "init_ms": _NO_TIMES,
+    "first_ms": _NO_TIMES,
+    "latency_ms": f"{_NO_TIMES}; relative_latency compares models in the same run",
+    "peak_memory_bytes": "the emulator's own memory is in it",
+    "peak_memory_how": "peak_memory_bytes is not there",
+    "arena_bytes": "this runtime does not report its arena",
+    "instructions": "qemu counts them with a plug-in, which its static build cannot load",
+}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a model: its outputs compared, or why they were not, or why it failed."""
+
+    comparison: Comparison | None = None
+    incomparable: str | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run shares between its processes."""
+
+    sandbox: Sandbox
+    scratch: Path
+    threads: int
+    options: RunOptions
+    deadline: float
+    limit: float
+
+    def emulate(self, **job: Any) -> list[dict[str, Any]]:
+        """Do a job in the sandbox; see `_run`."""
+        python = partial(self.sandbox.command, cpu=CPU)
+        return self._run(python, {**job, "runtime": _RUNTIME, "plain": False})
+
+    def on_host(self, **job: Any) -> list[dict[str, Any]]:
+        """Do a job on this machine, without XNNPACK; see `_run`.
+
+        On x86 XNNPACK rounds integers otherwise than on Arm; the runtime's own kernels do not.
+        """
+
+        def python(*arguments: str) -> list[str]:
+            # -P: what lies beside the script must not be imported in place of what is installed.
+            return [sys.executable, "-P", *arguments]
+
+        return self._run(python, {**job, "runtime": _HOST_RUNTIME, "plain": True})
+
+    def _run(
+        self, python: Callable[..., list[str]], job: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return what the worker said, an object each; the last has ``died`` if it did."""
+        options = self.options
+        shared = {"threads": self.threads, "seed": options.seed}
+        file = self.scratch / "job.json"
+        file.write_text(json.dumps({**job, **shared}), encoding="utf-8")
+        command = python(str(emulated_worker.__file__), str(script.bench_script()), str(file))
+        ended = process.run(
+            command,
+            max(self.deadline - time.monotonic(), 0.0),
+            stop=options.stop,
+            on_line=partial(script.take_progress, options),
+        )
+        if ended.late:
+            raise EdgepruneError(script.too_late(self.limit))
+        said: list[dict[str, Any]] = []
+        with contextlib.suppress(ValueError):  # a crash cuts its last line short
+            said += map(json.loads, ended.output.splitlines())
+        if ended.code != 0:
+            said.append({"died": f"{ending(ended)}: {ended.said or 'no message'}"})
+        return said
+
+
+def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> list[ModelBenchmark]:
+    """Emulate models on 64-bit Arm: compare their outputs with this machine's, and their work.
+
+    A model that does not run has a row without figures, as long as another one runs.
+
+    Args:
+      models: paths of .tflite files; the first is what the others are compared with.
+      profile: of a device with backend ``emulated``.
+      options: `seed` of the random inputs, and as for real devices the least seconds and rounds
+        in which the models take turns.
+
+    Returns:
+      A row for each model, with `relative_latency`: its time by the first model's in the same
+      rounds, of which both are emulated. Its ``details``: ``outputs_equal``, to the bit,
+      to those of LiteRT's own kernels on this machine; ``largest_difference`` of them;
+      ``comparison``, a `Comparison` and with what; ``failure``, a line or None.
+
+    Raises:
+      InputError: a file is missing or no whole .tflite model.
+      UnsupportedError: no model runs, or qemu or the sandbox are missing.
+      EdgepruneError: it did not end in time, or was interrupted.
+    """
+    sandbox = _sandbox(profile, options)
+    graphs = [read(path) for path in models]
+    names = names_for(models, options)
+    limit = options.limit_seconds(len(models))
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+        work = _Work(
+            sandbox,
+            Path(scratch),
+            options.threads_on(profile),
+            options,
+            time.monotonic() + limit,
+            limit,
+        )
+        options.say("comparing outputs with this machine's")
+        outcomes = _outcomes(work, models, graphs)
+        failed = [found.failure for found in outcomes]
+        if None not in failed:
+            raise UnsupportedError(f"{names[0]}: {failed[0]}")
+        running = [place for place, failure in enumerate(failed) if failure is None]
+        times = _times(work, [models[place] for place in running])
+    emulator = process.run([QEMU, "--version"], 60).output.partition("\n")[0]
+    about: dict[str, Any] = {
+        "environment": {"emulator": emulator, "cpu": CPU, "sandbox": sandbox.record},
+        "protocol": {
+            **{key: options.value(key) for key in ("min_seconds", "min_runs", "warmup_seconds")},
+            "samples": SAMPLES,
+            "seed": options.seed,
+            "threads": work.threads,
+            "timeout_seconds": limit,
+            "script_sha256": sha256(script.bench_script()),
+        },
+    }
+    rows = []
+    for place, (name, path) in enumerate(zip(names, models, strict=True)):
+        own = row(
+            name,
+            Path(path),
+            profile,
+            sandbox.runtime_version,
+            **_described(name, outcomes[place]),
+            **about,
+        )
+        rows.append(
+            dataclasses.replace(
+                _with_times(own, times, running, place, names[0]), threads=work.threads
+            )
+        )
+    return rows
+
+
+def _sandbox(profile: DeviceProfile, options: RunOptions) -> Sandbox:
+    """Return the profile's sandbox.
+
+    Raises:
+      UnsupportedError: it, what is to be in it, or qemu is missing.
+    """
+    reach = profile.reach
+    assert isinstance(reach, EmulatedReach)
+    if shutil.which(QEMU) is None:
+        raise UnsupportedError(
+            f"{QEMU} is not on the PATH; on Debian or Ubuntu: apt-get install qemu-user-static"
+        )
+    sandbox = find_sandbox(reach.folder)
+    if sandbox is None:
+        other = "" if reach.sandbox is None else f" --folder {reach.folder}"
+        raise UnsupportedError(
+            f"no whole sandbox of this version is in {reach.folder}; make it with {MAKE}{other}"
+        )
+    wanted = options.runtime_on(profile)
+    if wanted not in (None, _RUNTIME):
+        raise UnsupportedError(
+            f"the sandbox has {_RUNTIME}, not {wanted}; take that or 'any' as the runtime"
+        )
+    version = reach.runtime_version
+    if version not in (None, sandbox.runtime_version):
+        raise UnsupportedError(
+            f"the sandbox has {_RUNTIME} {sandbox.runtime_version}, not {version}; "
+            "leave reach.runtime_version out of the profile"
+        )
+    return sandbox
+
+
+def _outcomes(work: _Work, models: Sequence[str], graphs: Sequence[TfliteModel]) -> list[_Outcome]:
+    """Run each model here and there, on the same inputs, and compare."""
+    own, other = (
+        [
+            {
+                "path": str(Path(path).absolute()),
+                "inputs": str(work.scratch / f"inputs{number}.npz"),
+                "outputs": str(work.scratch / f"{side}{number}.npz"),
+            }
+            for number, path in enumerate(models)
+        ]
+        for side in ("own", "other")
+    )
+    theirs = _computed(work.on_host, other, "LiteRT on this machine")
+    # Where this machine makes no inputs, as it cannot run the model, the emulated one does.
+    ours = _computed(work.emulate, own, "the emulated runtime")
+    return [
+        _compared(graph, Path(mine["outputs"]), Path(yours["outputs"]), found, reference)
+        for graph, mine, yours, found, reference in zip(
+            graphs, own, other, ours, theirs, strict=True
+        )
+    ]
+
+
+def _computed(
+    machine: Callable[..., list[dict[str, Any]]], models: list[dict[str, str]], what: str
+) -> list[dict[str, Any]]:
+    """Have a machine run all models, again from the next one on where one kills the process."""
+    found: list[dict[str, Any]] = []
+    while len(found) < len(models):
+        rest = models[len(found) :]
+        said = machine(models=rest, samples=SAMPLES, seconds=_SAMPLE_SECONDS, timed=False)
+        found += [line for line in said if "died" not in line]
+        if len(found) < len(models):
+            died = said[-1].get("died") if said else None
+            found.append({"error": f"{what} {died or 'ended without a word'}"})
+    return found
+
+
+def _compared(
+    graph: TfliteModel,
+    own: Path,
+    other: Path,
+    found: Mapping[str, Any],
+    reference: Mapping[str, Any],
+) -> _Outcome:
+    """Compare one model's outputs, where both machines have some."""
+    if "error" in found:
+        return _Outcome(failure=str(found["error"]))
+    if "error" in reference:
+        return _Outcome(incomparable=str(reference["error"]))
+    difference = Difference(quanta(graph))
+    # One machine may have had time for more of them than the other.
+    samples = min(found["samples"], reference["samples"])
+    with np.load(own) as ours, np.load(other) as theirs:
+        for sample in range(samples):
+            pair = [
+                [values[f"{sample}-{place}"] for place in range(found["outputs"])]
+                for values in (ours, theirs)
+            ]
+            shapes = [[(value.shape, value.dtype) for value in values] for values in pair]
+            if shapes[0] != shapes[1]:
+                return _Outcome(incomparable="the outputs have other shapes on this machine")
+            difference.add(pair[0], pair[1])
+    return _Outcome(comparison=Comparison(**difference.record(samples)))
+
+
+def _times(work: _Work, models: Sequence[str]) -> dict[str, Any]:
+    """Let the models that run take turns in one process."""
+    keys = ("min_seconds", "min_runs", "warmup_seconds")
+    asked = {key: work.options.value(key) for key in keys}
+    paths = [{"path": str(Path(path).absolute())} for path in models]
+    said = work.emulate(models=paths, timed=True, **asked)
+    if not said or "relative" not in said[0]:
+        told = said[0].get("error") or said[0].get("died") if said else "nothing came back"
+        raise EdgepruneError(f"each model runs alone, but not all of them together: {told}")
+    return said[0]
+
+
+def _described(name: str, found: _Outcome) -> dict[str, Any]:
+    """Return the parts of a row that tell of the outputs."""
+    unavailable, warnings = dict(_UNAVAILABLE), []
+    compared = found.comparison
+    missing = found.failure or found.incomparable
+    if missing is not None:
+        warnings.append(f"{name}: {missing}")
+        unavailable["outputs_equal"] = missing
+    elif compared is not None and not compared.equal:
+        told = _differences(compared)
+        if told is not None:
+            warnings.append(f"{name}: {told}")
+    largest = None if compared is None else compared.max_difference
+    version = metadata.version(_HOST_RUNTIME)
+    host = f"{_HOST_RUNTIME} {version}'s own kernels on this machine, without XNNPACK"
+    return {
+        "unavailable": unavailable,
+        "warnings": warnings,
+        "details": {
+            "outputs_equal": None if compared is None else compared.equal,
+            "largest_difference": None if largest is None else float(f"{largest:.3g}"),
+            "comparison": None if compared is None else {**vars(compared), "compared_with": host},
+            "failure": found.failure,
+        },
+    }
+
+
+def _differences(compared: Comparison) -> str | None:
+    """Say what differs, unless that is the order in which floats were summed."""
+    part = f"{compared.differing} of {compared.values} outputs differ from this machine's"
+    if compared.max_difference is None:
+        return f"{part}, by what is not finite"
+    if compared.max_difference_quanta is None:
+        return None
+    steps = "step" if compared.max_difference_quanta == 1 else "steps"
+    return f"{part}, by up to {compared.max_difference_quanta} {steps} of the output's scale"
+
+
+def _with_times(
+    own: ModelBenchmark, times: dict[str, Any], running: list[int], place: int, first: str
+) -> ModelBenchmark:
+    """Add the ratio to the first model, where both ran."""
+    reason = own.details["failure"]
+    if reason is None and running[0] != 0:
+        reason = f"{first}, with which it would be compared, does not run"
+    if reason is not None:
+        keys = ("relative_latency", "relative_latency_interval", "rounds")
+        missing = {**own.unavailable, **dict.fromkeys(keys, reason)}
+        return dataclasses.replace(own, unavailable=missing)
+    at = running.index(place)
+    interval = times["intervals"][at]
+    missing = dict(own.unavailable)
+    if interval is None:
+        missing["relative_latency_interval"] = "fewer than 6 rounds"
+    return dataclasses.replace(
+        own,
+        relative_latency=times["relative"][at],
+        relative_latency_interval=None if interval is None else (interval[0], interval[1]),
+        rounds=times["rounds"],
+        warnings=(*own.warnings, *times["warnings"]),
+        unavailable=missing,
+        details={**own.details, "relative_interval_975": times["intervals_975"][at]},
+    )
