@@ -136,6 +136,50 @@ def test_zeros_in_the_wrong_place_do_not_help():
     assert "must be more than 2/3" in said(found, "sparse_float")
 
 
+def test_a_file_that_is_stored_sparse_already(tmp_path):
+    model = net(depthwise_strides=2)
+    for variable in model.weights:
+        if len(variable.shape) > 1:
+            keep = np.random.default_rng(1).random(variable.shape) > 0.9
+            variable.assign(np.array(variable) * keep)
+    path = tmp_path / "sparse.tflite"
+    path.write_bytes(encode_sparse(file_of(model), "on", lambda content: True)[0])
+    found = advise(path, ARM)
+    assert found.of("sparse_float").verdict == "does not pay"
+    assert "stored sparse already, at sparsity 0.9" in said(found, "sparse_float")
+    # It still says why the zeros that are stored bring no speed.
+    assert any("pads (0,1)" in reason.text for reason in found.of("sparse_float").reasons)
+    assert any("sparse-encoded" in note for note in advise(path, "ethos-u55-128").notes)
+
+
+def test_layers_are_named_as_in_the_keras_model():
+    """Keras 3 counts calls in operations' names: layer conv_1's is conv_1_1, layer conv's too."""
+    names = ["conv", "conv_1", "conv_2"]
+    model = keras.Sequential([keras.Input((8, 8, 3))])
+    for name in names:
+        model.add(layers.Conv2D(9, 1, name=name))
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(2))
+    reasons = advise(filled(model), ARM).of("structured_pruning").reasons
+    uneven = [reason.layer for reason in reasons if reason.text.startswith("has 9 channels")]
+    assert uneven == names
+
+
+def test_tf_keras_models_get_advice_too():
+    import tf_keras
+
+    model = tf_keras.Sequential(
+        [
+            tf_keras.layers.Dense(32, activation="relu", input_shape=(64,), name="first"),
+            tf_keras.layers.Dense(2, name="last"),
+        ]
+    )
+    found = advise(model, ARM)
+    # Most of the file is 64 * 32 weights, of four bytes, then of one.
+    assert found.of("int8").bytes_before - found.of("int8").bytes_after > 2 * 64 * 32
+    assert "a Keras 3 model is given" in said(found, "structured_pruning")
+
+
 def test_files_that_microcontrollers_misread_are_noted(folder, tmp_path):
     half = tmp_path / "half.tflite"
     half.write_bytes(file_of(net(), quantize="float16"))
