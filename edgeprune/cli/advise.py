@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgeprune.cli.options import PATH, json_option, unsafe_option
+from edgeprune.cli.options import PATH, input_shape_option, json_option, unsafe_option
 
 
 @click.command()
@@ -18,9 +18,16 @@ from edgeprune.cli.options import PATH, json_option, unsafe_option
     required=True,
     help="A name that `edgeprune devices` lists, or a profile's .toml file.",
 )
+@input_shape_option
 @unsafe_option
 @json_option
-def advise(model: Path, device: str, unsafe: bool, as_json: bool) -> None:
+def advise(
+    model: Path,
+    device: str,
+    input_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None,
+    unsafe: bool,
+    as_json: bool,
+) -> None:
     """Say which techniques pay for a MODEL (.tflite, .keras, .h5) on a device, and why not.
 
     Nothing is run: bytes are counted from the model's weights, and what happens to latency is
@@ -30,7 +37,7 @@ def advise(model: Path, device: str, unsafe: bool, as_json: bool) -> None:
     from edgeprune.devices.advise import advise as run
     from edgeprune.report.table import print_table
 
-    advice = run(model, device, unsafe=unsafe)
+    advice = run(model, device, input_shape=input_shape, unsafe=unsafe)
     if as_json:
         click.echo(advice.to_json(), nl=False)
         return

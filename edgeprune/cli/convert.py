@@ -1,13 +1,12 @@
 """`edgeprune convert`."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from edgeprune.cli.options import PATH, json_option, unsafe_option
+from edgeprune.cli.options import PATH, input_shape_option, json_option, unsafe_option
 
 if TYPE_CHECKING:
     from edgeprune.export.artifact import Artifact
@@ -24,23 +23,6 @@ class _Batch(click.ParamType[object]):
         if isinstance(value, str) and value.isdecimal() and int(value) > 0:
             return int(value)
         return self.fail(f"{value!r} is not a whole number above 0 or 'dynamic'", param, ctx)
-
-
-def _input_shapes(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    """Read ``64,64,3`` (the only input) or ``image=64,64,3`` (one of several)."""
-    named: dict[str, tuple[int, ...]] = {}
-    for value in values:
-        name, _, sizes = value.rpartition("=")
-        if not re.fullmatch(r"[1-9]\d*([,x][1-9]\d*)*", sizes) or name in named:
-            raise click.BadParameter(
-                f"{value!r} is not a shape without the batch, such as 64,64,3 or NAME=64,64,3"
-            )
-        named[name] = tuple(int(size) for size in re.split("[,x]", sizes))
-    if "" in named and len(named) > 1:
-        raise click.BadParameter("name every shape when there are several: NAME=64,64,3")
-    return named.get("", named or None)
 
 
 @click.command()
@@ -79,13 +61,7 @@ def _input_shapes(
     show_default=True,
     help="Batch size to fix, or 'dynamic' to leave it free (slower).",
 )
-@click.option(
-    "--input-shape",
-    metavar="[NAME=]SHAPE",
-    multiple=True,
-    callback=_input_shapes,
-    help="Sizes of unknown dimensions, without the batch: 64,64,3. Repeat for several inputs.",
-)
+@input_shape_option
 @click.option(
     "--allow-select-ops",
     is_flag=True,

@@ -11,7 +11,7 @@ from edgeprune.devices.lookup import load_profile
 from edgeprune.devices.narrowing import structured_pruning
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.rows import refusal_of_sparse
-from edgeprune.devices.subject import Subject, subject_of
+from edgeprune.devices.subject import Shapes, Subject, subject_of
 from edgeprune.export.micro import dtype_notes
 
 _RULES = {
@@ -25,13 +25,21 @@ _RULES = {
 }
 
 
-def advise(model: Any, device: str | Path | DeviceProfile, *, unsafe: bool = False) -> Advice:
+def advise(
+    model: Any,
+    device: str | Path | DeviceProfile,
+    *,
+    input_shape: Shapes | None = None,
+    unsafe: bool = False,
+) -> Advice:
     """Say for each technique whether it pays for a model on a device. Nothing is run.
 
     Args:
       model: a .tflite file (no TensorFlow is loaded for it), a .keras or HDF5 file, or a Keras 3
         or tf_keras model. Keras models are converted in memory as they are, at batch 1.
       device: name of a profile, a profile's .toml file, or a profile.
+      input_shape: free dimensions of a Keras model's sample, without the batch; by input name if
+        there are several.
       unsafe: load a .keras file that carries Python code, such as Lambda layers.
 
     Returns:
@@ -48,7 +56,7 @@ def advise(model: Any, device: str | Path | DeviceProfile, *, unsafe: bool = Fal
     `edgeprune.export.sparse_inference`.
     """
     profile = device if isinstance(device, DeviceProfile) else load_profile(device)
-    subject = subject_of(model, unsafe=unsafe)
+    subject = subject_of(model, input_shape=input_shape, unsafe=unsafe)
     blocking = blockers(subject, profile)
     found = [
         techniques.advice_on(name, rule(subject, profile), subject, profile)

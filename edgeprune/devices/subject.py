@@ -1,6 +1,7 @@
 """The model that advice is about: its .tflite form, and the Keras model it came from, if any."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from edgeprune.export.layer_names import layer_of
 from edgeprune.export.macs import tflite_macs
 from edgeprune.export.tflite import read
 from edgeprune.macs import Macs
+
+Shapes = Sequence[int] | Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +49,14 @@ class Subject:
         return layer_of(self.tflite.subgraphs[0], operator, self.layers)
 
 
-def subject_of(model: Any, *, unsafe: bool = False) -> Subject:
+def subject_of(model: Any, *, input_shape: Shapes | None = None, unsafe: bool = False) -> Subject:
     """Read a .tflite file, or load a Keras model and convert it in memory.
 
     Args:
       model: a .tflite file (no TensorFlow is loaded for it), a .keras or HDF5 file, or a model
         in memory.
+      input_shape: free dimensions of a Keras model's sample, without the batch; by input name if
+        there are several. A .tflite file has none.
       unsafe: load a .keras file that carries Python code.
 
     Raises:
@@ -69,11 +74,11 @@ def subject_of(model: Any, *, unsafe: bool = False) -> Subject:
             return _of_file(path)
         from edgeprune.models import load_model
 
-        return _of_keras(load_model(path, unsafe=unsafe, compile=False), path.name)
+        return _of_keras(load_model(path, unsafe=unsafe, compile=False), path.name, input_shape)
     from edgeprune.models import keras_of
 
     keras_of(model)
-    return _of_keras(model, model.name)
+    return _of_keras(model, model.name, input_shape)
 
 
 def _of_file(path: Path) -> Subject:
@@ -87,7 +92,7 @@ def _of_file(path: Path) -> Subject:
     return Subject(path.name, model, None, free, frozenset())
 
 
-def _of_keras(model: Any, name: str) -> Subject:
+def _of_keras(model: Any, name: str, input_shape: Shapes | None) -> Subject:
     from edgeprune.export.converter import to_tflite
     from edgeprune.export.float32 import in_float32
     from edgeprune.export.program import program_of
@@ -96,10 +101,10 @@ def _of_keras(model: Any, name: str) -> Subject:
     from edgeprune.subclassed import with_inputs
 
     plain = strip(model)
-    program = program_of(with_inputs(in_float32(plain), None))
+    program = program_of(with_inputs(in_float32(plain), input_shape))
     # What TFLite lacks shows as an operator of TensorFlow's, and is named as such.
     content = to_tflite(
-        program.fixed(1, None), "none", None, integer_io=False, allow_select_ops=True
+        program.fixed(1, input_shape), "none", None, integer_io=False, allow_select_ops=True
     )
     free = tuple(spec.name for spec in program.inputs if spec.shape and spec.shape[0] is None)
     names = frozenset(layer.name for _, layer in layers(plain))

@@ -165,6 +165,15 @@ def test_layers_are_named_as_in_the_keras_model():
     assert uneven == names
 
 
+def test_free_dimensions_are_fixed_as_asked():
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(9, 1)(inputs))
+    model = filled(keras.Model(inputs, layers.Dense(2)(x)))
+    with pytest.raises(InputError, match="input-shape"):
+        advise(model, ARM)
+    assert advise(model, ARM, input_shape=(8, 8, 3)).of("int8").verdict == "pays"
+
+
 def test_tf_keras_models_get_advice_too():
     import tf_keras
 
