@@ -64,12 +64,15 @@ def compare_times(bench: Any, runtime: Any, job: dict[str, Any]) -> dict[str, An
     typical = bench.warm_up(models, job["warmup_seconds"])
     runs, seconds = job["min_runs"], job["min_seconds"]
     lengths = bench.turns(typical, runs, seconds)
-    _, rounds = bench.interleave(models, lengths, runs, seconds, bench.Progress(len(models)))
+    longest = bench.turn_ns(typical, runs, seconds)
+    _, rounds = bench.interleave(
+        models, lengths, runs, seconds, bench.Progress(len(models)), longest
+    )
     ratios = [bench.ratios_to(rounds[0], own) for own in rounds]
     return {
         "relative": [bench.statistics.median(own) for own in ratios],
         "intervals": [bench.median_interval(own) for own in ratios],
-        "intervals_975": [bench.median_interval(own, bench.WITHIN_975) for own in ratios],
+        "intervals_975": [bench.tenths_interval(own) for own in ratios],
         "rounds": len(rounds[0]),
         "warnings": bench.doubts(before, bench.state(), rounds[0]),
     }

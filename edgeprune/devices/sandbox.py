@@ -270,10 +270,10 @@ def _run(
             f"{shlex.join(command[:3])} did not end within {_SECONDS} s; is the network there?"
         ) from error
     if done.returncode != 0:
-        lines = [line.strip() for line in process.plain(done.stderr).splitlines()]
+        lines = [line.strip() for line in process.plain(done.stderr).splitlines() if line.strip()]
         # The first error has the cause, what follows it has the consequences.
         errors = [line for line in lines if line.startswith(("E:", "ERROR:"))]
-        told = next(iter(errors), f"exit code {done.returncode}")
+        told = [*errors[:1], *lines[-1:], f"exit code {done.returncode}"][0]
         raise EdgepruneError(f"{shlex.join(command[:3])} failed: {told}")
     return done.stdout
 
