@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeprune.devices.advice import Advice
+    from edgeprune.devices.advise import advise
     from edgeprune.devices.run import benchmark
     from edgeprune.errors import EdgepruneError, InputError, UnsupportedError, VerificationError
     from edgeprune.export.artifact import Artifact
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from edgeprune.structure.attention import plan_heads, prune_heads
     from edgeprune.structure.cleanup import remove_dead_channels
     from edgeprune.structure.depth import plan_layers, prune_layers
+    from edgeprune.structure.eligible import make_sparse_eligible
+    from edgeprune.structure.group import PruningGroup
     from edgeprune.structure.layerdrop import layer_drop
     from edgeprune.structure.plan import PruningPlan, plan_channels
     from edgeprune.structure.pruning import prune_channels
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from edgeprune.structure.slimming import SparsityRegularizer
 
 _HOMES = {
+    "Advice": "devices.advice",
     "Artifact": "export.artifact",
     "Block": "sparsity.patterns",
     "ConstantSparsity": "sparsity.schedules",
@@ -41,18 +46,21 @@ _HOMES = {
     "NM": "sparsity.patterns",
     "PolynomialDecay": "sparsity.schedules",
     "PreserveSparsity": "sparsity.callbacks",
+    "PruningGroup": "structure.group",
     "PruningPlan": "structure.plan",
     "Recipe": "recipe",
     "SparsityRegularizer": "structure.slimming",
     "Unstructured": "sparsity.patterns",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
+    "advise": "devices.advise",
     "benchmark": "devices.run",
     "compress": "pipeline",
     "convert": "export.convert",
     "inspect": "export.inspect",
     "layer_drop": "structure.layerdrop",
     "load_model": "models",
+    "make_sparse_eligible": "structure.eligible",
     "plan_channels": "structure.plan",
     "plan_heads": "structure.attention",
     "plan_layers": "structure.depth",
@@ -67,6 +75,7 @@ _HOMES = {
 
 __all__ = [
     "NM",
+    "Advice",
     "Artifact",
     "Block",
     "ConstantSparsity",
@@ -75,18 +84,21 @@ __all__ = [
     "MagnitudePruning",
     "PolynomialDecay",
     "PreserveSparsity",
+    "PruningGroup",
     "PruningPlan",
     "Recipe",
     "SparsityRegularizer",
     "Unstructured",
     "UnsupportedError",
     "VerificationError",
+    "advise",
     "benchmark",
     "compress",
     "convert",
     "inspect",
     "layer_drop",
     "load_model",
+    "make_sparse_eligible",
     "plan_channels",
     "plan_heads",
     "plan_layers",
