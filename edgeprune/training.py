@@ -8,7 +8,7 @@ import numpy as np
 from edgeprune.data import Dataset
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.modelfiles import first_line
-from edgeprune.models import keras_of, remade
+from edgeprune.models import keras_of, layers, remade
 from edgeprune.recipe import TrainingSpec
 from edgeprune.scoring import Array, task_of
 
@@ -82,9 +82,13 @@ def fit(
     """Run the model's own `fit`, telling `progress` (stage, fraction done, "").
 
     Raises:
-      InputError: Keras cannot train the model on these targets with its loss.
+      InputError: Keras cannot train the model on these data with its loss, or the training
+        diverged: the loss or the weights ended as NaN or infinity.
     """
+    import tensorflow as tf
+
     keras = keras_of(model)
+    check_labels(model, model.loss, data.y)
     keras.utils.set_random_seed(spec.seed)
     if progress is not None:
         steps = -(-len(data.y) // spec.batch_size)
@@ -98,7 +102,7 @@ def fit(
 
         callbacks = [*callbacks, keras.callbacks.LambdaCallback(on_train_batch_end=count)]
     try:
-        model.fit(
+        history = model.fit(
             data.x,
             data.y,
             batch_size=spec.batch_size,
@@ -114,6 +118,54 @@ def fit(
             f"{_name(model.loss)}: {first_line(error)}; mend the targets, or "
             "compile the model with a loss that fits them"
         ) from error
+    except tf.errors.InvalidArgumentError as error:  # an index beyond a table, say
+        raise InputError(
+            f"the model cannot be trained on these data: {first_line(error)}; check that inputs "
+            "and targets are within what the model takes"
+        ) from error
+    losses = history.history.get("loss", [])
+    if losses and not np.isfinite(losses[-1]):
+        raise _diverged(stage, f"the loss is {losses[-1]}")
+    for path, layer in layers(model):
+        for weight in layer.weights:
+            if "float" in str(weight.dtype) and not np.isfinite(np.asarray(weight, "f4")).all():
+                raise _diverged(stage, f"layer '{path}' has NaN or infinite weights")
+
+
+def _diverged(stage: str, sign: str) -> InputError:
+    return InputError(
+        f"{stage} diverged: {sign}; train with a smaller learning rate, and check that the data "
+        "are scaled"
+    )
+
+
+def check_labels(model: Any, loss: Any, targets: Any) -> None:
+    """Refuse labels that a sparse cross-entropy has no output for; of other losses say nothing.
+
+    Args:
+      model: of one output, or nothing is said.
+      loss: that it is trained with: a name, a function or an object.
+      targets: (n, ...) labels.
+
+    Raises:
+      InputError: one of them is below 0, or not below the number of classes.
+    """
+    outputs: Any = getattr(model, "outputs", None) or ()
+    named = getattr(loss, "name", None) or getattr(loss, "__name__", None) or loss
+    sparse = named == "sparse_categorical_crossentropy" or (
+        type(loss).__name__ == "SparseCategoricalCrossentropy"
+    )
+    if not sparse or len(outputs) != 1 or not isinstance(targets, np.ndarray) or not targets.size:
+        return
+    config = loss.get_config() if hasattr(loss, "get_config") else {}
+    classes = outputs[0].shape[config.get("axis", -1)]
+    labels = targets[targets != config.get("ignore_class")]
+    wrong = labels[(labels < 0) | (labels >= classes)] if classes else labels[:0]
+    if wrong.size:
+        raise InputError(
+            f"y holds {wrong.flat[np.argmax(np.abs(wrong))]:g}, and model '{model.name}' has "
+            f"{classes} classes; labels are whole numbers from 0 to {classes - 1}"
+        )
 
 
 def _name(loss: Any) -> str:

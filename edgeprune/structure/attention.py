@@ -1,6 +1,7 @@
 """Prune attention heads: whole ones, by their weights or by what the loss would miss."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ def gate(group: PruningGroup, model: Any, data: Any) -> Scores:
 
     Source: Michel et al. 2019, Are Sixteen Heads Really Better than One?, arXiv:1905.10650.
     """
-    seen = evidence(model, data, "gate")
+    seen = evidence(model, data, "gate", group.kind)
     if any(len(x[0]) != 1 for x, _ in seen):
         raise InputError(
             f"criterion 'gate' looks at samples one by one, and model '{model.name}' was given "
@@ -122,7 +123,29 @@ def plan_heads(
         ratios=ratios,
         seed=seed,
     )
-    return plan(model, asked)
+    planned = plan(model, asked)
+    if ratios is None and pruning_ratio is not None:
+        planned = replace(
+            planned, notes=(*planned.notes, *_rounded(planned, pruning_ratio, ranking))
+        )
+    return planned
+
+
+def _rounded(planned: PruningPlan, ratio: float, ranking: Ranking) -> list[str]:
+    """Say what a ratio comes to where that is not the ratio itself."""
+    sizes = [
+        (group.channels_before, group.channels_before - group.channels_after)
+        for group in planned.groups
+        if group.frozen < group.channels_before
+    ]
+    if ranking == "global":
+        sizes = [(sum(size for size, _ in sizes), sum(leaving for _, leaving in sizes))]
+    return [
+        f"heads leave whole: {ratio:g} of {size} is {ratio * size:g}, and {leaving} "
+        + ("leaves" if leaving == 1 else "leave")
+        for size, leaving in dict.fromkeys(sizes)
+        if not np.isclose(ratio * size, leaving)
+    ]
 
 
 def prune_heads(

@@ -15,7 +15,7 @@ from edgeprune.modelfiles import first_line
 from edgeprune.rebuild import calls, is_container
 from edgeprune.structure.graph import ChannelGraph, channel_graph
 from edgeprune.structure.samples import Array, arrays, each
-from edgeprune.training import fitting_loss
+from edgeprune.training import check_labels, fitting_loss
 
 keras: Any = models.import_keras()
 
@@ -250,6 +250,7 @@ class Evidence:
             x = self._x[0] if len(names) == 1 else dict(zip(names, self._x, strict=True))
             loss = fitting_loss(self.model, Dataset(x, self._y, x, self._y, ""))
         else:
+            check_labels(self.model, loss, self._y)
             weights = self.model._compile_loss._user_loss_weights
         # One of its own: the model's keeps metrics.
         loss_of: Any = CompileLoss(
@@ -274,16 +275,29 @@ class Evidence:
                     )
 
 
-def evidence(model: Any, data: Any, criterion: str) -> Evidence:
+# Criteria that need no data, by the kind of the groups that they score.
+_BY_WEIGHTS = {
+    "channels": ("l1", "l2", "bn_scale", "fpgm", "random"),
+    "heads": ("l1", "l2", "fpgm", "random"),
+}
+
+
+def evidence(model: Any, data: Any, criterion: str, kind: str) -> Evidence:
     """Return data as evidence about a model; evidence is returned as it is.
+
+    Args:
+      model: the model.
+      data: what `Evidence` takes.
+      criterion: that asks.
+      kind: of the group that is scored.
 
     Raises:
       InputError: there are no data, or they do not fit.
     """
     if data is None:
         raise InputError(
-            f"criterion '{criterion}' needs data: give data=(x, y), or take one that looks at the "
-            "weights alone: l1, l2, bn_scale, fpgm"
+            f"criterion '{criterion}' needs data: give data=(x, y), or take one that needs none: "
+            f"{', '.join(_BY_WEIGHTS[kind])}"
         )
     return data if isinstance(data, Evidence) else Evidence(model, data)
 

@@ -33,7 +33,7 @@ def taylor(group: PruningGroup, model: Any, data: Any) -> Scores:
     Source: Molchanov et al. 2019, Importance Estimation for Neural Network Pruning,
     arXiv:1906.10771.
     """
-    saliency = evidence(model, data, "taylor").saliency
+    saliency = evidence(model, data, "taylor", group.kind).saliency
     batches = len(next(iter(saliency.values()))[0])
     total = np.zeros((batches, group.size))
     for part in group.slices:
@@ -65,7 +65,7 @@ def taylor_activation(group: PruningGroup, model: Any, data: Any) -> Scores:
     Source: Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient
     Inference, arXiv:1611.06440.
     """
-    flows = evidence(model, data, "taylor_activation").effects
+    flows = evidence(model, data, "taylor_activation", group.kind).effects
     total: Any = np.zeros(group.size)
     for flow, positions, channels in _reads(group, flows):
         total = total + _by_channel(flow.effect, positions, channels, group.size)
@@ -90,7 +90,7 @@ def activation(group: PruningGroup, model: Any, data: Any) -> Scores:
     Source: Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient
     Inference, arXiv:1611.06440.
     """
-    flows = evidence(model, data, "activation").activations
+    flows = evidence(model, data, "activation", group.kind).activations
     total, count = np.zeros(group.size), np.zeros(group.size)
     for flow, positions, channels in _reads(group, flows):
         total += np.bincount(channels, flow.absolute[positions], group.size)
