@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune import models
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
+from edgeprune.modelfiles import first_line
 from edgeprune.rebuild import calls, is_container
 from edgeprune.structure.call import Call, Record
 from edgeprune.structure.channels import Axes, Channels, Ids, connected
 from edgeprune.structure.group import PruningGroup, Read, Slice
-from edgeprune.structure.registry import rule_for
+from edgeprune.structure.registry import Rule, is_own, rule_for
 
 Bools = npt.NDArray[np.bool_]
 
@@ -151,10 +152,47 @@ class _Trace:
                 "has no rule, so these channels are kept; register_pruning_rule adds one"
             )
         reads = len(self._record.reads)
-        made = rule(call)
+        own = is_own(rule) and type(operation).__module__.startswith("keras.")
+        made = rule(call) if own else _checked(rule, call)
         read = {(tensor, axis) for _, tensor, axis, _ in self._record.reads[reads:]}
         self._record.ended += _ended(self._record.channels, inputs, made, read)
         return made
+
+
+def _checked(rule: Rule, call: Call) -> Sequence[Axes]:
+    """Return what a rule of the user's says, after checking that it can be meant."""
+    name = getattr(rule, "__name__", type(rule).__name__)
+    which = f"the pruning rule {name}() of layer '{call.name}' ({type(call.layer).__name__})"
+    try:
+        made = rule(call)
+    except EdgepruneError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"{which} failed with {type(error).__name__}: {first_line(error)}; mend it"
+        ) from error
+    shapes = call.output_shapes
+    if not isinstance(made, list | tuple) or len(made) != len(shapes):
+        got = f"{len(made)} of them" if isinstance(made, list | tuple) else repr(made)
+        raise InputError(
+            f"{which} returned {got}; return a list with the axes of each output, here "
+            f"{len(shapes)}: [call.inputs[0]], say"
+        )
+    for axes, shape in zip(made, shapes, strict=True):
+        if not isinstance(axes, list | tuple) or len(axes) != len(shape):
+            got = f"{len(axes)} axes" if isinstance(axes, list | tuple) else repr(axes)
+            raise InputError(
+                f"{which} returned {got} for an output of shape {shape}; return None or channel "
+                f"numbers for each of its {len(shape)} axes, the batch's included"
+            )
+        for axis, (ids, size) in enumerate(zip(axes, shape, strict=True)):
+            if ids is not None and (not isinstance(ids, np.ndarray) or len(ids) != size):
+                got = f"{len(ids)} channels" if isinstance(ids, np.ndarray) else repr(ids)
+                raise InputError(
+                    f"{which} returned {got} for axis {axis} of an output of shape {shape}; "
+                    "return None or as many channel numbers as the axis has entries"
+                )
+    return made
 
 
 def _ended(
