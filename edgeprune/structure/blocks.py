@@ -1,5 +1,6 @@
 """What can leave a model whole, and how callers name it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -37,6 +38,18 @@ class Block:
             yield path, operation
             if isinstance(operation, models.import_keras().layers.Layer):
                 yield from ((f"{path}/{inner}", layer) for inner, layer in models.layers(operation))
+
+    @property
+    def label(self) -> str:
+        """The path of its first layer that someone gave a name; its own where there is none."""
+        from keras.src.utils.naming import to_snake_case
+
+        for path, operation in self.operations.items():
+            own = path.rpartition("/")[2].partition("#")[0]
+            automatic = to_snake_case(type(operation).__name__)
+            if not re.fullmatch(rf"{automatic}(_\d+)?", own):
+                return path
+        return self.name
 
     def answers_to(self, pattern: str) -> bool:
         """Tell whether a pattern is of its name, or of the path or name of a layer inside."""

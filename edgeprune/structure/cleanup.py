@@ -20,6 +20,7 @@ from edgeprune.models import layers
 from edgeprune.rebuild import copied, copy_weights, rebuild
 from edgeprune.structure.call import Part
 from edgeprune.structure.graph import Bools, ChannelGraph, channel_graph, check_model
+from edgeprune.structure.pruning import compile_as
 from edgeprune.structure.readings import Reading, find_readings
 from edgeprune.structure.surgery import shrink
 
@@ -109,19 +110,25 @@ def remove_dead_channels(model: Any) -> Any:
         changed.
 
     Returns:
-      A smaller plain model, not compiled, whose outputs are equal up to float rounding; or
-      `model` itself if nothing is dead. At least one channel stays along every axis.
+      A smaller plain model whose outputs are equal up to float rounding, compiled as the original
+      is, with a fresh optimizer; or `model` itself if nothing is dead. At least one channel stays
+      along every axis.
 
     Raises:
       UnsupportedError: a subclassed or tf_keras model, or one with a layer that cannot be made
         again from its config.
       InputError: it has no weights yet.
     """
-    return clean_up(model).model
+    smaller = clean_up(model).model
+    if smaller is not model:
+        compile_as(smaller, model)
+    return smaller
 
 
 def clean_up(model: Any) -> CleanUp:
     """Remove dead channels as `remove_dead_channels` does, and say what left.
+
+    The model of the result is not compiled.
 
     Args:
       model: a built Keras 3 Functional or Sequential model; it is not changed.

@@ -15,6 +15,7 @@ from edgeprune.report.table import Column, format_cell, render
 from edgeprune.structure.blocks import Block
 from edgeprune.structure.graph import Refusal
 from edgeprune.structure.layerdrop import check_plain
+from edgeprune.structure.pruning import compile_as
 from edgeprune.structure.residual import Granularity, find_blocks
 
 LayerCriterionName = Literal["position", "last", "magnitude", "loss"]
@@ -35,6 +36,7 @@ class LayerPlan:
       scores: of each block, of which the lowest left; None where position or name decided, and
         for blocks that were skipped.
       refused: additions that look alike but cannot leave, and why.
+      notes: what else there is to know.
     """
 
     model: Any
@@ -42,9 +44,10 @@ class LayerPlan:
     removed: tuple[int, ...]
     scores: tuple[float | None, ...]
     refused: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()
 
     def apply(self) -> Any:
-        """Return a new, smaller model, not compiled."""
+        """Return a new, smaller model, not compiled; the model of the plan stays as it is."""
         pairs: list[tuple[Any, Any]] = []
 
         def replace(old: Any) -> Any:
@@ -68,16 +71,20 @@ class LayerPlan:
             "groups": [
                 {
                     "name": block.name,
+                    "label": label,
                     "kind": "layers",
                     "layers": list(block.operations),
                     "removed": index in self.removed,
                     "score": score,
                 }
-                for index, (block, score) in enumerate(zip(self.blocks, self.scores, strict=True))
+                for index, (block, label, score) in enumerate(
+                    zip(self.blocks, self.labels, self.scores, strict=True)
+                )
             ],
             "refused": [
                 {"layer": refusal.layer, "reason": refusal.reason} for refusal in self.refused
             ],
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -89,13 +96,13 @@ class LayerPlan:
                     ["block", Column("layers", "count"), Column("score", "text"), ""],
                     [
                         [
-                            block.name,
+                            label,
                             len(block.operations),
                             None if score is None else f"{score:.4g}",
                             "leaves" if index in self.removed else "stays",
                         ]
-                        for index, (block, score) in enumerate(
-                            zip(self.blocks, self.scores, strict=True)
+                        for index, (block, label, score) in enumerate(
+                            zip(self.blocks, self.labels, self.scores, strict=True)
                         )
                     ],
                 )
@@ -111,7 +118,19 @@ class LayerPlan:
                 for name, old, new in zip(("parameters", "MACs"), before, after, strict=True)
             )
         )
-        return "\n\n".join(parts)
+        return "\n\n".join([*parts, *self.notes])
+
+    @property
+    def labels(self) -> list[str]:
+        """What tables call the blocks: by layers that someone named, where that tells them apart.
+
+        `plan_layers` knows the blocks by these names too.
+        """
+        names = [block.label for block in self.blocks]
+        return [
+            name if names.count(name) == 1 else block.name
+            for name, block in zip(names, self.blocks, strict=True)
+        ]
 
     @cached_property
     def _sizes(self) -> tuple[tuple[int, int | None], tuple[int, int | None]]:
@@ -165,7 +184,8 @@ def plan_layers(
       The plan, also with the additions that look like residual blocks but cannot leave.
 
     Raises:
-      InputError: a bad argument, a name that matches no block, more blocks than there are,
+      InputError: a bad argument, a model without blocks that can leave, a name that matches no
+        block, more blocks than there are,
         weights or scores that are not finite, or no data where the criterion needs some.
       UnsupportedError: a subclassed or tf_keras model.
 
@@ -181,10 +201,20 @@ def plan_layers(
     if names is not None:
         removed = blocks.named(names, "names") - skipped
         return LayerPlan(model, blocks.found, tuple(sorted(removed)), tuple(scores), blocks.refused)
+    if not blocks.found and count != 0:
+        more = blocks.refused[0] if blocks.refused else None
+        raise InputError(
+            f"model '{model.name}' has no block that can leave"
+            + (f" ('{more.layer}': {more.reason})" if more else "")
+            + "; supported: residual branches and encoder layers, whose input is added to what "
+            "they compute; prune_channels makes other models smaller"
+        )
     free = [index for index in range(len(blocks.found)) if index not in skipped]
+    notes: tuple[str, ...] = ()
     if count is None:
         assert pruning_ratio is not None
         count = min(int(pruning_ratio * len(blocks.found) + 0.5), len(free))
+        notes = _rounded(pruning_ratio, len(blocks.found), len(skipped), count)
     if count > len(free):
         raise InputError(
             f"count={count} is more than the {len(free)} blocks of model '{model.name}' that may "
@@ -210,7 +240,9 @@ def plan_layers(
         for index in free:
             scores[index] = _score(function, blocks.found[index], model, data)
         removed = set(sorted(free, key=lambda index: (scores[index], index))[:count])
-    return LayerPlan(model, blocks.found, tuple(sorted(removed)), tuple(scores), blocks.refused)
+    return LayerPlan(
+        model, blocks.found, tuple(sorted(removed)), tuple(scores), blocks.refused, notes
+    )
 
 
 def prune_layers(
@@ -237,10 +269,10 @@ def prune_layers(
     Args and errors are those of `plan_layers`, which tells what would leave.
 
     Returns:
-      A new model, not compiled, with the original's names, weights, dtype policies and trainable
-      flags.
+      A new model with the original's names, weights, dtype policies and trainable flags. If that
+      is compiled, so is this, in the same way and with a fresh optimizer.
     """
-    return plan_layers(
+    smaller = plan_layers(
         model,
         pruning_ratio=pruning_ratio,
         count=count,
@@ -253,6 +285,8 @@ def prune_layers(
         greedy=greedy,
         skip=skip,
     ).apply()
+    compile_as(smaller, model)
+    return smaller
 
 
 def magnitude(block: Block, model: Any = None, data: Any = None) -> float:
@@ -294,6 +328,21 @@ def _check(
             f"criterion={criterion!r} is unknown; supported: {', '.join(_NAMES)}, or a function "
             "(block, model, data) -> its score"
         )
+
+
+def _rounded(ratio: float, blocks: int, skipped: int, count: int) -> tuple[str, ...]:
+    """Say what a ratio comes to where that is not the ratio itself."""
+    asked = ratio * blocks
+    notes = []
+    if not np.isclose(asked, count):
+        but = f" ({skipped} are skipped)" if skipped else ""
+        verb = "leaves" if count == 1 else "leave"
+        notes.append(
+            f"blocks leave whole: {ratio:g} of {blocks} is {asked:g}, and {count} {verb}{but}"
+        )
+    if count == blocks:
+        notes.append(f"all {blocks} blocks leave; what is left is the model around them")
+    return tuple(notes)
 
 
 def _check_weights(model: Any) -> None:

@@ -68,6 +68,19 @@ def test_a_bias_takes_over_what_a_zero_kernel_gave():
     ]
 
 
+def test_the_smaller_model_is_compiled_as_the_original():
+    first, last = layers.Dense(2, activation="relu", name="first"), layers.Dense(1, name="last")
+    model = chain(first, last)
+    set_weights(first, [[1, 0], [2, 0]], [0.5, 3])
+    assert not remove_dead_channels(model).compiled
+    model.compile(keras.optimizers.SGD(0.25, momentum=0.5), "mse")
+    smaller = remove_dead_channels(model)
+    assert smaller.get_layer("first").units == 1
+    assert smaller.loss == "mse"
+    assert smaller.optimizer is not model.optimizer
+    assert smaller.optimizer.get_config()["momentum"] == 0.5
+
+
 def test_a_reader_without_a_bias_gets_one_only_if_it_needs_one():
     for constant, needs in ((3.0, True), (-3.0, False)):
         first = layers.Dense(2, activation="relu")

@@ -421,6 +421,63 @@ def test_bad_arguments(chosen, match):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("chosen", [{"pruning_ratio": 0.5}, {"count": 9}])
+def test_a_model_without_blocks_is_refused(chosen):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dense(2)], name="plain")
+    with pytest.raises(InputError, match=r"^model 'plain' has no block that can leave; supported"):
+        prune_layers(model, **chosen)
+    x = keras.Input((4,))
+    sides = [layers.Dense(4)(x), layers.Dense(4)(x)]
+    with pytest.raises(InputError, match=r"no block that can leave \('join': it adds "):
+        prune_layers(keras.Model(x, layers.Add(name="join")(sides)), **chosen)
+
+
+def test_the_smaller_model_is_compiled_as_the_original():
+    model = dense_blocks(3)
+    assert not prune_layers(model, count=1).compiled
+    model.compile(keras.optimizers.SGD(0.25, momentum=0.5), "mse", metrics=["mae"])
+    smaller = prune_layers(model, count=1)
+    assert smaller.loss == "mse"
+    assert smaller.optimizer is not model.optimizer
+    assert smaller.optimizer.get_config()["momentum"] == 0.5
+    smaller.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "notes"),
+    [
+        (0.5, ("blocks leave whole: 0.5 of 3 is 1.5, and 2 leave",)),
+        (0.1, ("blocks leave whole: 0.1 of 3 is 0.3, and 0 leave",)),
+        (
+            0.99,
+            (
+                "blocks leave whole: 0.99 of 3 is 2.97, and 3 leave",
+                "all 3 blocks leave; what is left is the model around them",
+            ),
+        ),
+        (1 / 3, ()),
+    ],
+)
+def test_a_plan_says_what_a_ratio_comes_to(ratio, notes):
+    plan = plan_layers(dense_blocks(3), pruning_ratio=ratio)
+    assert plan.notes == notes
+    assert plan.to_json()["notes"] == list(notes)
+    assert all(note in str(plan) for note in notes)
+
+
+def test_tables_call_a_block_by_a_layer_that_was_named():
+    x = inputs = keras.Input((4,))
+    for number in range(2):
+        x = layers.Add()([x, layers.Dense(4, name=f"mix{number}")(layers.ReLU()(x))])
+    x = layers.Add()([x, layers.Dense(4)(x)])
+    model = keras.Model(inputs, x)
+    plan = plan_layers(model, count=1)
+    assert plan.labels == ["mix0", "mix1", model.layers[-1].name]
+    assert [group["label"] for group in plan.to_json()["groups"]] == plan.labels
+    assert "\nmix1 " in str(plan)
+    assert plan_layers(model, names=[plan.labels[1]]).removed == (1,)
+
+
 def test_bad_models():
     model = dense_blocks(3)
     model.get_layer("dense2").kernel.assign(np.full((4, 4), np.nan))
