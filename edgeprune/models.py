@@ -228,7 +228,8 @@ def _load_error(path: Path, error: Exception) -> EdgepruneError:
         return UnsupportedError(
             f"{path} holds '{name}', which Keras does not know; in Python, import the code that "
             "defines it and registers it (keras.saving.register_keras_serializable), load the "
-            "model and pass it to edgeprune.convert"
+            "model and pass it to edgeprune.convert; a subclassed model is pruned as "
+            "edgeprune.prune_channels(keras.Model(inputs, model.call(inputs)), ...)"
         )
     if "safe_mode" in text or "unsafe" in text:
         return InputError(

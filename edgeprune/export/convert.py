@@ -110,7 +110,7 @@ def convert(
             "input_shape": input_shape is not None,
             "io": io != "float",
             "sparse": sparse != "auto",
-            "keep_dead": not clean,
+            "--keep-dead (clean=False in Python)": not clean,
             "tolerance": tolerance is not None,
             "allow_select_ops": allow_select_ops,
             "unsafe": unsafe,

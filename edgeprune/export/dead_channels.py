@@ -174,7 +174,10 @@ def _unsuited(model: TfliteModel) -> str | None:
     if custom := sorted({op.name for op in graph.operators if op.custom}):
         return f"it has custom operators ({', '.join(custom)})"
     if any(tensor.sparsity is not None for tensor in graph.tensors):
-        return "its weights are sparsely encoded; clean the dense file"
+        return (
+            "its weights are sparsely encoded; convert the Keras model again with --sparse off "
+            "(sparse='off' in Python), which leaves them out itself or gives a file to clean"
+        )
     # Damaged files claim shapes that no memory holds.
     if sum(tensor.shape[-1] for tensor in graph.tensors if tensor.shape) > _MAX_CHANNELS:
         return f"its tensors have more than {_MAX_CHANNELS:,} channels"

@@ -57,7 +57,7 @@ CASES = {
     "options of a tflite": (
         ["convert", "{f}/broken.tflite", "-o", "{out}/m.tflite", "--keep-dead", "--batch", "2"],
         1,
-        "takes no batch, keep_dead",
+        "takes no batch, --keep-dead (clean=False in Python);",
     ),
     "no calibration": ([*CONVERT, "--quantize", "int8"], 1, "calibration"),
     "calibration shape": (

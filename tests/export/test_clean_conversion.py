@@ -193,7 +193,7 @@ def test_a_tflite_file_loses_its_dead_channels(keras, tmp_path, mode):
         ({"quantize": "int8"}, "quantize"),
         ({"calibration": SAMPLES, "io": "int8"}, "calibration, io"),
         ({"batch": 4}, "batch"),
-        ({"clean": False}, "keep_dead"),
+        ({"clean": False}, r"--keep-dead \(clean=False in Python\)"),
         ({"sparse": "on", "tolerance": 0.1}, "sparse, tolerance"),
         ({"unsafe": True}, "unsafe"),
     ],
