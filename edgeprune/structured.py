@@ -1,20 +1,21 @@
-"""Prune a model's structure and fine-tune what is left: what `edgeprune prune` does."""
+"""Prune a model's structure and fine-tune what is left: what `edgeprune prune` does.
+
+TensorFlow is loaded once the files and figures that were given are known to be usable.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeprune.data import Dataset, load_training_data
+import numpy as np
+
+from edgeprune.data import Dataset, check_source, load_training_data
 from edgeprune.errors import InputError
 from edgeprune.files import check_target
 from edgeprune.models import load_model, save_model
 from edgeprune.recipe import BUDGETS, StructureSpec, TrainingSpec
 from edgeprune.scoring import Score, score
-from edgeprune.structure.attention import plan_heads
-from edgeprune.structure.depth import plan_layers
-from edgeprune.structure.pruning import compile_as
-from edgeprune.training import Progress, predict
-from edgeprune.ways import Leg, Trainer, legs, plan_share
+from edgeprune.training import LEARNING_RATE, Progress, check_labels, predict
 
 What = Literal["channels", "heads", "layers"]
 
@@ -26,7 +27,8 @@ class Pruned:
     Attributes:
       model: compiled as the original is; None where it was only planned.
       figures: ``parameters_before parameters_after macs_before macs_after groups refused notes``
-        as plain values, and ``score_name score_before score_after`` if there were data.
+        as plain values, and ``score_name score_before score_after validation`` if there were
+        data; the last says in words what they were scored on.
     """
 
     model: Any
@@ -63,6 +65,8 @@ def prune_file(
         check_target(output)
         if output.exists() and path.exists() and output.samefile(path):
             raise InputError(f"{output} is the model to prune; name another file to write")
+    if data is not None:
+        check_source(data)
     model = load_model(path, unsafe=unsafe)
     pruned = prune_structure(
         model,
@@ -107,17 +111,24 @@ def prune_structure(
       progress: called with (stage, fraction done, note).
 
     Raises:
-      InputError: a bad argument, weights or data that are not finite, or no data where some are
-        needed.
+      InputError: a bad argument, weights or data that are not finite or become so, labels that
+        the model has no output for, or no data where some are needed.
       UnsupportedError: the model cannot be pruned.
     """
+    from edgeprune.structure.pruning import compile_as
+    from edgeprune.ways import Leg, Trainer, legs
+
     spec.check(where="")
     training = training or TrainingSpec()
     parts = legs("fine-tune", spec) if what == "channels" else [Leg(1.0, 0, spec.epochs)]
     if dry_run:
         parts = [Leg(1.0, 0, 0)]
     tell = progress or (lambda stage, fraction, note: None)
-    trainer = None if data is None else Trainer(model, data, spec, training, progress)
+    trainer = None
+    if data is not None:
+        for targets in (data.y, data.y_val):
+            check_labels(model, getattr(model, "loss", None), targets)
+        trainer = Trainer(model, data, spec, training, progress)
     before = None if dry_run else _score(model, data)
     documents = []
     smaller = model
@@ -135,12 +146,19 @@ def prune_structure(
             tell(stage, 0.0, "")
             trainer.train(smaller, leg, parts[-1].end, stage, tuning=True)
             tell(stage, 1.0, "")
-    compile_as(smaller, model)
     figures = _over_rounds(documents)
+    if spec.epochs and getattr(model, "loss", None) is None:
+        rate = spec.learning_rate or training.learning_rate or LEARNING_RATE
+        figures["notes"] = [
+            *figures["notes"],
+            f"the model is not compiled: it was fine-tuned with Adam, learning rate {rate:g}, and "
+            f"the loss {smaller.loss.name}",
+        ]
+    compile_as(smaller, model)
     after = None if before is None else _score(smaller, data)
     if before is not None and after is not None:
         figures |= {"score_name": before.name, "score_before": before.value}
-        figures["score_after"] = after.value
+        figures |= {"score_after": after.value, "validation": data.validation if data else ""}
     return Pruned(smaller, figures)
 
 
@@ -148,8 +166,16 @@ def _score(model: Any, data: Dataset | None) -> Score | None:
     """Score a model on the validation data; None where there is no one figure for it."""
     if data is None or len(model.outputs) != 1:
         return None
+    outputs = predict(model, data.x_val)
+    if outputs.dtype.kind == "O":  # a dict of one output
+        return None
+    if not np.isfinite(outputs).all():
+        raise InputError(
+            f"model '{model.name}' gives NaN or infinity on the validation data; fine-tune with a "
+            "smaller learning rate, or load a sound checkpoint"
+        )
     try:
-        return score(data.y_val, predict(model, data.x_val))
+        return score(data.y_val, outputs)
     except InputError:  # targets of the user's own loss, say
         return None
 
@@ -164,6 +190,10 @@ def _plan(
     data: Dataset | None,
     seed: int,
 ) -> Any:
+    from edgeprune.structure.attention import plan_heads
+    from edgeprune.structure.depth import plan_layers
+    from edgeprune.ways import plan_share
+
     own: dict[str, Any] = {} if criterion is None else {"criterion": criterion}
     if what == "channels":
         return plan_share(original, model, original, replace(spec, **own), share, data, seed)

@@ -120,7 +120,19 @@ def print_pruned(figures: dict[str, Any], what: str, output: Path | None) -> Non
     """Print what each group lost, what was kept and why, and the totals."""
     from edgeprune.report.table import Column, format_cell, print_table
 
-    if figures["groups"]:
+    if figures["groups"] and what == "layers":
+        blocks = [
+            (
+                group["label"],
+                len(group["layers"]),
+                None if group["score"] is None else f"{group['score']:.4g}",
+                "leaves" if group["removed"] else "stays",
+            )
+            for group in figures["groups"]
+        ]
+        print_table(["block", Column("layers", "count"), "score", ""], blocks)
+        click.echo()
+    elif figures["groups"]:
         columns = [Column("layers"), Column(what, "count"), Column("after", "count")]
         rows = [
             (_layers(group), before, after, 1 - after / before)
@@ -143,7 +155,10 @@ def print_pruned(figures: dict[str, Any], what: str, output: Path | None) -> Non
         )
     if "score_name" in figures:
         before, after = figures["score_before"], figures["score_after"]
-        click.echo(f"{figures['score_name']}: {before:.4g} -> {after:.4g} on the validation data")
+        click.echo(
+            f"{figures['score_name']}: {before:.4g} -> {after:.4g} on validation data: "
+            f"{figures['validation']}"
+        )
     click.echo("No model was written." if output is None else f"File: {output}")
 
 
@@ -152,7 +167,10 @@ def plot_groups(figures: dict[str, Any], what: str, path: Path) -> None:
     from edgeprune.report.plots import ChannelBar, plot_channels
     from edgeprune.report.table import format_cell
 
-    bars = [ChannelBar(group["name"], *_counts(group)) for group in figures["groups"]]
+    bars = [
+        ChannelBar(group.get("label", group["name"]), *_counts(group))
+        for group in figures["groups"]
+    ]
     totals = [
         f"{format_cell(figures[f'{key}_before'], 'count')} → "
         f"{format_cell(figures[f'{key}_after'], 'count')} {name}"

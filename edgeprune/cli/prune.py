@@ -1,6 +1,9 @@
 """`edgeprune prune`."""
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +11,11 @@ import click
 
 from edgeprune.cli.options import PATH, json_option, unsafe_option
 from edgeprune.cli.outcome import plot_groups, print_pruned
+from edgeprune.errors import EdgepruneError
+
+_UNMISTAKABLE = (
+    "pruning_ratio|target_macs|target_parameters|round_to|min_channels|max_ratio|learning_rate"
+)
 
 
 @click.command()
@@ -128,6 +136,10 @@ def prune(
         raise click.UsageError("name the file to write: -o OUT.keras; or take --dry-run")
     if device is not None and round_to is not None:
         raise click.UsageError("give --round-to or --device, whose multiple it would replace")
+    if learning_rate is not None and epochs is None:
+        raise click.UsageError(
+            "--learning-rate is of fine-tuning; give --data and --epochs with it"
+        )
     if epochs is not None and data is None:
         raise click.UsageError("--epochs trains the smaller model; give it --data")
     if rounds > 1 and (epochs or 0) < rounds:
@@ -146,7 +158,7 @@ def prune(
 
     if device is not None:
         round_to = load_profile(device).channel_multiple
-    with stage_progress() as progress:
+    with _as_typed(), stage_progress() as progress:
         pruned = prune_file(
             model,
             None if dry_run else output,
@@ -177,6 +189,30 @@ def prune(
         click.echo(json.dumps({"output": saved, **pruned.figures}, indent=2))
     else:
         print_pruned(pruned.figures, what, None if dry_run else output)
+
+
+@contextmanager
+def _as_typed() -> Iterator[None]:
+    """Let errors name options as they are typed here, not as Python's arguments."""
+    try:
+        yield
+    except EdgepruneError as error:
+        text = str(error).replace("data=(x, y)", "--data")
+        text = re.sub(r", or a function \(.*?\) -> [^;]*", "", text)
+        # With a value behind it every name is an option, without one the unmistakable are.
+        text = re.sub(
+            rf"(?<![\w'/.-])({_UNMISTAKABLE}|criterion|ranking|skip)=",
+            lambda found: _option(found[1]) + " ",
+            text,
+        )
+        text = re.sub(
+            rf"(?<![\w'/.-])({_UNMISTAKABLE})(?!\w)", lambda found: _option(found[1]), text
+        )
+        raise type(error)(text) from error
+
+
+def _option(name: str) -> str:
+    return "--ratio" if name == "pruning_ratio" else f"--{name.replace('_', '-')}"
 
 
 def _check_applies(ctx: click.Context, what: str) -> None:

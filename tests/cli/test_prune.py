@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -63,6 +64,19 @@ def files(tmp_path_factory):
     legacy = tf_keras.Sequential([tf_keras.layers.Input((6,)), tf_keras.layers.Dense(3)])
     legacy.save(folder / "legacy.keras")
     (folder / "notes.txt").write_text("not a model")
+    np.savez(folder / "labels.npz", x=x, y=np.where(y == 2, 99, y))
+    straight = keras.Sequential([keras.Input((6,)), layers.Dense(3)], name="straight")
+    straight.save(folder / "straight.keras")
+    inputs = keras.Input((5, 8))
+    keras.Model(inputs, layers.MultiHeadAttention(2, 4)(inputs, inputs)).save(
+        folder / "attentive.keras"
+    )
+    with (
+        zipfile.ZipFile(folder / "subclassed.keras") as whole,
+        zipfile.ZipFile(folder / "unknown.keras", "w") as unknown,
+    ):
+        for name in whole.namelist():
+            unknown.writestr(name, whole.read(name).replace(b"Subclassed", b"Elsewhere"))
     return folder
 
 
@@ -144,7 +158,8 @@ def test_rounds_are_fine_tuned_and_told_of_as_one(files, tmp_path):
         "--json",
     )
     report = json.loads(result.stdout)
-    assert set(report) == KEYS | {"score_name", "score_before", "score_after"}
+    assert set(report) == KEYS | {*("score_name", "score_before", "score_after", "validation")}
+    assert report["validation"] == "every 10th sample (12 of 120), held out"
     assert (report["parameters_before"], report["parameters_after"]) == (4515, 1235)
     assert (report["macs_before"], report["macs_after"]) == (4384, 1168)
     assert [group["channels_before"] for group in report["groups"]] == [32, 64, 3]
@@ -222,7 +237,56 @@ def test_heads_and_layers_leave_too(tmp_path):
     assert sum(group["removed"] for group in blocks["groups"]) == 2
     assert blocks["parameters_before"] - blocks["parameters_after"] == 2 * (4 * 268 + 16)
     shown = prune(tmp_path / "model.keras", "--what", "layers", "--ratio", "0.5", "--dry-run")
-    assert "add_1 and 1 more" in shown.stdout
+    rows = [line.split() for line in shown.stdout.splitlines()[2:6]]
+    assert rows == [
+        ["attention_0", "2", "-", "stays"],
+        ["attention_1", "2", "-", "leaves"],
+        ["attention_2", "2", "-", "stays"],
+        ["attention_3", "2", "-", "leaves"],
+    ]
+    half = ("--ratio", "0.4", "--dry-run")
+    for what, note in (
+        ("layers", "Note: blocks leave whole: 0.4 of 4 is 1.6, and 2 leave\n"),
+        ("heads", "Note: heads leave whole: 0.4 of 4 is 1.6, and 2 leave\n"),
+    ):
+        assert note in prune(tmp_path / "model.keras", "--what", what, *half).stdout
+
+
+def test_what_an_uncompiled_model_was_trained_with_is_said(files, tmp_path):
+    import keras
+
+    model = keras.models.load_model(files / "model.keras", compile=False)
+    model.save(tmp_path / "model.keras")
+    result = prune(
+        *(tmp_path / "model.keras", "--ratio", "0.5", "--data", files / "data.npz"),
+        *("--epochs", "1", "-o", tmp_path / "out.keras"),
+    )
+    assert (
+        "Note: the model is not compiled: it was fine-tuned with Adam, learning rate 0.001, and "
+        "the loss sparse_categorical_crossentropy\n"
+    ) in result.stdout
+    assert " on validation data: every 10th sample (12 of 120), held out\n" in result.stdout
+
+
+def test_files_and_figures_are_checked_before_tensorflow_loads(files, tmp_path):
+    out = str(tmp_path / "out.keras")
+    model, data = str(files / "model.keras"), ["--data", "no.npz", "--epochs", "1"]
+    for arguments in (
+        [model, "--ratio", "50", "-o", out],
+        [model, "--ratio", "0.5", "-o", out + ".tflite"],
+        [model, "--ratio", "0.5", "-o", model],
+        [model, "--ratio", "0.5", "-o", str(tmp_path / "no" / "out.keras")],
+        [model, "--ratio", "0.5", "-o", out, *data],
+        [str(files / "no.keras"), "--ratio", "0.5", "-o", out],
+    ):
+        check = (
+            "import sys\n"
+            "from edgeprune.cli import cli\n"
+            "try: cli(['prune', *sys.argv[1:]])\n"
+            "except SystemExit as end: print(end.code, 'tensorflow' in sys.modules)\n"
+        )
+        command = [sys.executable, "-c", check, *arguments]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "1 False\n"
 
 
 def test_a_device_gives_the_multiple(files, tmp_path):
@@ -239,11 +303,12 @@ def test_a_device_gives_the_multiple(files, tmp_path):
 
 OUT = ("-o", "{out}/out.keras")
 MODEL = "{f}/model.keras"
+DATA = ("--data", "{f}/data.npz")
 CASES = {
     "ratio in percent": (
         [MODEL, "--ratio", "50", *OUT],
         1,
-        "pruning_ratio is a fraction in [0, 1), got 50; did you mean 0.5?",
+        "Error: --ratio is a fraction in [0, 1), got 50; did you mean 0.5?",
     ),
     "ratio of all": ([MODEL, "--ratio", "1", *OUT], 1, "fraction in [0, 1), got 1"),
     "ratio below": ([MODEL, "--ratio", "-0.1", *OUT], 1, "got -0.1"),
@@ -269,18 +334,22 @@ CASES = {
     "subclassed": (["{f}/subclassed.keras", "--ratio", "0.5", *OUT], 1, "subclassed model"),
     "tf_keras": (["{f}/legacy.keras", "--ratio", "0.5", *OUT], 1, "is a tf_keras model"),
     "nan weights": (["{f}/nan.keras", "--ratio", "0.5", *OUT], 1, "NaN"),
-    "criterion": ([MODEL, "--ratio", "0.5", "--criterion", "l3", *OUT], 1, "'l3' is unknown"),
+    "criterion": (
+        [MODEL, "--ratio", "0.5", "--criterion", "l3", *OUT],
+        1,
+        "--criterion 'l3' is unknown",
+    ),
     "criterion without data": (
         [MODEL, "--ratio", "0.5", "--criterion", "taylor", *OUT],
         1,
-        "needs data",
+        "needs data: give --data, or take one that needs none: l1, l2, bn_scale, fpgm, random",
     ),
     "skip": (
         [MODEL, "--ratio", "0.5", "--skip", "conv", *OUT],
         1,
-        "skip='conv' matches no layer of model 'small'; its layers are",
+        "--skip 'conv' matches no layer of model 'small'; its layers are",
     ),
-    "round to": ([MODEL, "--ratio", "0.5", "--round-to", "0", *OUT], 1, "round_to"),
+    "round to": ([MODEL, "--ratio", "0.5", "--round-to", "0", *OUT], 1, "--round-to "),
     "round to and device": (
         [MODEL, "--ratio", "0.5", "--round-to", "8", "--device", "local", *OUT],
         2,
@@ -289,6 +358,41 @@ CASES = {
     "device": ([MODEL, "--ratio", "0.5", "--device", "toaster", *OUT], 1, "unknown device"),
     "max ratio": ([MODEL, "--ratio", "0.5", "--max-ratio", "90", *OUT], 1, "did you mean 0.9?"),
     "epochs without data": ([MODEL, "--ratio", "0.5", "--epochs", "2", *OUT], 2, "--data"),
+    "rate without epochs": (
+        [MODEL, "--ratio", "0.5", "--learning-rate", "0.1", "--data", "{f}/data.npz", *OUT],
+        2,
+        "--learning-rate is of fine-tuning; give --data and --epochs with it",
+    ),
+    "fine-tuning that diverges": (
+        [MODEL, "--ratio", "0.5", "--learning-rate", "1e30", "--epochs", "2", *DATA, *OUT],
+        1,
+        "smaller learning rate",
+    ),
+    "labels beyond the classes": (
+        [MODEL, "--ratio", "0.5", "--epochs", "1", "--data", "{f}/labels.npz", *OUT],
+        1,
+        "y holds 99, and model 'small' has 3 classes",
+    ),
+    "skip of no block": (
+        [MODEL, "--ratio", "0.5", "--what", "layers", "--skip", "logits", *OUT],
+        1,
+        "--skip 'logits' ",
+    ),
+    "layers of none": (
+        ["{f}/straight.keras", "--ratio", "0.5", "--what", "layers", *OUT],
+        1,
+        "model 'straight' has no block that can leave",
+    ),
+    "gate without data": (
+        ["{f}/attentive.keras", "--ratio", "0.5", "--what", "heads", "--criterion", "gate", *OUT],
+        1,
+        "needs data: give --data, or take one that needs none: l1, l2, fpgm, random",
+    ),
+    "code that is not there": (
+        ["{f}/unknown.keras", "--ratio", "0.5", *OUT],
+        1,
+        "pruned as edgeprune.prune_channels(keras.Model(inputs, model.call(inputs)), ...)",
+    ),
     "rounds without epochs": (
         [MODEL, "--ratio", "0.5", "--rounds", "3", "--data", "{f}/data.npz", *OUT],
         2,
