@@ -200,9 +200,9 @@ def _sandbox(profile: DeviceProfile, options: RunOptions) -> Sandbox:
         )
     sandbox = find_sandbox(reach.folder)
     if sandbox is None:
-        other = "" if reach.sandbox is None else f" --folder {reach.folder}"
         raise UnsupportedError(
-            f"no whole sandbox of this version is in {reach.folder}; make it with {MAKE}{other}"
+            f"no whole sandbox of this version is in {reach.folder}; make it with "
+            f"{MAKE} {profile.name}"
         )
     wanted = options.runtime_on(profile)
     if wanted not in (None, _RUNTIME):

@@ -97,7 +97,7 @@ def _emulated(reach: EmulatedReach) -> Reachability:
         return Reachability(False, f"{QEMU} is not on the PATH; install qemu-user-static")
     if not any(reach.folder.glob("usr/bin/python3*")):
         return Reachability(
-            False, f"no sandbox in {reach.folder}; build it with tools/make_arm64_sandbox.py"
+            False, f"no sandbox in {reach.folder}; edgeprune doctor --device NAME makes it"
         )
     return Reachability(True, f"{QEMU} and the sandbox in {reach.folder} are there")
 

@@ -24,7 +24,7 @@ from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 from edgeprune.files import sha256
 
 QEMU = "qemu-aarch64-static"
-MAKE = "python tools/make_arm64_sandbox.py"
+MAKE = "edgeprune doctor --device"
 
 # The last for NumPy 1 and Python 3.11, which is Debian 12's: all three belong together.
 WHEELS = {
@@ -100,7 +100,7 @@ def make_sandbox(
     *,
     mirror: str = MIRROR,
 ) -> Sandbox:
-    """Make the sandbox of the emulated device, unless it is there: 22 MB to fetch, 110 MB on disk.
+    """Make the sandbox of the emulated device, unless it is there: 35 MB to fetch, 110 MB on disk.
 
     It is made beside its place and moved there whole. The wheels are pinned by version and hash;
     Debian's packages are what its stable release has, signed by Debian; their versions and

@@ -8,9 +8,10 @@ from edgeprune.devices.check import Check
 from edgeprune.devices.connection import Connection
 from edgeprune.devices.options import RunOptions
 from edgeprune.devices.profile import DeviceProfile
-from edgeprune.devices.reach import SshReach
+from edgeprune.devices.reach import EmulatedReach, SshReach
 from edgeprune.devices.reachable import probe
 from edgeprune.devices.remote import shell_script
+from edgeprune.devices.sandbox import make_sandbox
 from edgeprune.devices.ssh import ENVIRONMENT, MODULES, OLDEST_PYTHON, Interpreter, find_pythons
 from edgeprune.errors import EdgepruneError, InputError
 
@@ -47,7 +48,8 @@ def set_up(
 
     On one that is reached by ssh: an environment in the user's home folder there,
     ``~/.cache/edgeprune/venv``, with the runtime that fits its Python, unless one is found.
-    Nothing else there is touched. For all others: whether they can be reached.
+    Nothing else there is touched. Of an emulated one: its sandbox. For all others: whether they
+    can be reached.
 
     Args:
       profile: of the device.
@@ -59,6 +61,12 @@ def set_up(
       What was found and done, in order; the last of them is not ok if it did not work out.
     """
     reach = profile.reach
+    if isinstance(reach, EmulatedReach):
+        try:
+            made = make_sandbox(reach.folder, progress)
+        except EdgepruneError as error:
+            return [Check("sandbox", False, True, str(error), "mend what this line says")]
+        return [Check("sandbox", True, True, f"{made.folder} has what it takes")]
     if not isinstance(reach, SshReach):
         (found,) = probe([profile])
         mend = "" if found.reachable else found.reason

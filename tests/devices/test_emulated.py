@@ -19,6 +19,7 @@ from edgeprune.devices.options import RunOptions
 from edgeprune.devices.reach import EmulatedReach
 from edgeprune.devices.run import benchmark
 from edgeprune.devices.sandbox import MAKE, PYTHON, WHEELS, _move, find_sandbox, make_sandbox
+from edgeprune.devices.setup import set_up
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_arm64_sandbox.py"
@@ -228,7 +229,7 @@ def test_what_is_missing(folder, device, tmp_path, monkeypatch):
     absent = replace(device, reach=EmulatedReach(sandbox=str(tmp_path / "none")))
     with pytest.raises(UnsupportedError) as raised:
         run(folder, absent, "float")
-    assert str(raised.value).endswith(f"make it with {MAKE} --folder {tmp_path}/none")
+    assert str(raised.value).endswith(f"make it with {MAKE} emulated-arm64")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnsupportedError, match="apt-get install qemu-user-static"):
         run(folder, device, "float")
@@ -314,3 +315,14 @@ def test_a_new_one_takes_the_place_of_an_older_but_not_of_a_rivals(arm64_sandbox
     assert (place / PYTHON).read_text("utf-8") == "new"
     _move(root("later"), place, tmp_path / "old2")
     assert (place / PYTHON).read_text("utf-8") == "new"
+
+
+def test_the_doctor_makes_the_sandbox_unless_it_is_there(device, arm64_sandbox, tmp_path):
+    here = replace(device, reach=EmulatedReach(sandbox=str(arm64_sandbox.folder)))
+    (check,) = set_up(here)
+    assert check.ok
+    assert str(arm64_sandbox.folder) in check.found
+    (tmp_path / "taken").write_text("not a sandbox")
+    (refused,) = set_up(replace(device, reach=EmulatedReach(sandbox=str(tmp_path))))
+    assert not refused.ok
+    assert refused.mend
