@@ -4,6 +4,7 @@ from structure.law import check_law, randomize
 
 from edgeprune.models import import_keras
 from edgeprune.structure.graph import channel_graph
+from edgeprune.structure.plan import plan_channels
 from edgeprune.structure.surgery import shrink
 
 keras = import_keras()
@@ -217,3 +218,10 @@ def test_masked_steps_stay_masked():
     assert not any(group.frozen.any() for group in graph.groups[:-1])
     # Steps that are masked have no part in what the smaller model gives.
     np.testing.assert_allclose(smaller(given), smaller(given[:, :4]), atol=1e-6)
+
+
+def test_a_plan_lists_a_layer_of_two_directions_once():
+    inputs = keras.Input((6, 4))
+    x = layers.Bidirectional(layers.LSTM(16), name="both")(inputs)
+    planned = plan_channels(keras.Model(inputs, layers.Dense(2)(x)), pruning_ratio=0.5)
+    assert planned.groups[0].layers == ("both",)
