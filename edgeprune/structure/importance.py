@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -68,13 +68,18 @@ def bn_scale(group: PruningGroup, model: Any = None, data: Any = None) -> Scores
 
     Source: Liu et al. 2017, Network Slimming, arXiv:1708.06519.
     """
-    scales = [part for part in group.slices if part.role == "scale"]
-    scaled = np.zeros(group.size, bool)
-    for part in scales:
-        scaled[part.channels] = True
-    if not scaled.all():
+    if not has_scales(group):
         return l2(group, model, data)
     return _summed(group, lambda rows: np.abs(rows).sum(1), "scale")
+
+
+def has_scales(group: PruningGroup) -> bool:
+    """Tell whether every channel of a group is scaled by a normalization (gamma)."""
+    scaled = np.zeros(group.size, bool)
+    for part in group.slices:
+        if part.role == "scale":
+            scaled[part.channels] = True
+    return bool(scaled.all())
 
 
 def fpgm(group: PruningGroup, model: Any = None, data: Any = None) -> Scores:
@@ -102,17 +107,32 @@ def random(group: PruningGroup, model: Any = None, data: Any = None, *, seed: in
     return np.random.default_rng([seed, zlib.crc32(group.name.encode())]).random(group.size)
 
 
+def check_finite(groups: Sequence[PruningGroup]) -> None:
+    """Refuse weights that are not finite, whatever the criterion looks at.
+
+    Raises:
+      InputError: a weight of one of the groups is NaN or infinite.
+    """
+    parts = {id(part.variable): part for group in groups for part in group.slices}
+    for part in parts.values():
+        _check_finite(part, np.asarray(part.variable))
+
+
+def _check_finite(part: Slice, values: npt.NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"layer '{part.layer}' has NaN or infinite weights, so its channels cannot be "
+            "compared; train it with a smaller learning rate, or load a sound checkpoint"
+        )
+
+
 def _outputs(group: PruningGroup, role: Role) -> Iterator[tuple[Slice, Scores]]:
     """Yield each slice of a role with its weight as (size of the axis, other entries)."""
     for part in group.slices:
         if part.role == role:
             values = np.moveaxis(np.asarray(part.variable, np.float64), part.axis, 0)
             rows = values.reshape(len(values), -1)
-            if not np.isfinite(rows).all():
-                raise InputError(
-                    f"layer '{part.layer}' has NaN or infinite weights, so its channels cannot be "
-                    "compared; train it with a smaller learning rate, or load a sound checkpoint"
-                )
+            _check_finite(part, rows)
             yield part, rows
 
 

@@ -14,7 +14,15 @@ from edgeprune.report.table import Cell, Column, format_cell, render
 from edgeprune.structure.budget import Remaining
 from edgeprune.structure.evidence import Evidence
 from edgeprune.structure.graph import ChannelGraph, Refusal, channel_graph
-from edgeprune.structure.importance import Criterion, CriterionName, Scores, criterion_of, score
+from edgeprune.structure.importance import (
+    Criterion,
+    CriterionName,
+    Scores,
+    check_finite,
+    criterion_of,
+    score,
+)
+from edgeprune.structure.notes import held_back, off_target, without_scales
 from edgeprune.structure.request import Kind, PruningRequest
 from edgeprune.structure.scope import Selector, selected
 from edgeprune.structure.selection import Ranking, Removed, choose
@@ -25,15 +33,18 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What one group loses.
+    """What one group loses, counted in channels (or heads) of the first layer that makes them.
+
+    The group's other layers may have other counts: those of a layer that reads a concatenation, or
+    of a depthwise convolution that makes several channels of each, lose the same in proportion.
 
     Attributes:
-      name: of the group: path of the first layer that makes its channels.
+      name: of the group: path of that first layer.
       kind: ``channels`` or ``heads``.
-      layers: paths of all layers that make them.
-      channels_before: how many there are.
-      channels_after: how many stay.
-      frozen: how many must stay.
+      layers: paths of all layers that make the group's channels.
+      channels_before: how many channels the first layer makes.
+      channels_after: how many of them stay.
+      frozen: how many of them must stay.
     """
 
     name: str
@@ -59,7 +70,8 @@ class PruningPlan:
         known, and `notes` says why.
       macs_after: of the smaller model.
       notes: what else there is to know.
-      missed: the note that says how far a budget is from being met; None where it is met.
+      missed: the note that says how far a budget is from being met, or that what stays is far
+        below it; None where the budget is met nearly.
     """
 
     graph: ChannelGraph
@@ -227,6 +239,7 @@ def plan(
     data = request.data
     if data is not None:
         data = Evidence(model, data, request.batches, request.batch_size, graph)
+    check_finite(groups)
     function = criterion_of(request.criterion, request.seed)
     scores = {
         index: score(function, group, model, data)
@@ -255,9 +268,11 @@ class _Planning:
         self._own = {index: ratio * share for index, ratio in own.items()}
         self._macs = macs
         self._share = share
-        known = first.groups if first else ()
+        known = (
+            [group for group in first.graph.groups if group.kind == request.kind] if first else []
+        )
         names = _numbered([group.name for group in known])
-        sizes = {name: group.channels_before for name, group in zip(names, known, strict=True)}
+        sizes = {name: group.size for name, group in zip(names, known, strict=True)}
         own_places = [i for i, group in enumerate(graph.groups) if group.kind == request.kind]
         names = _numbered([graph.groups[index].name for index in own_places])
         self._before = {
@@ -273,23 +288,33 @@ class _Planning:
         notes = [] if self._macs.reason is None else [f"MACs are not known: {self._macs.reason}"]
         missed = None
         if request.target_parameters is not None:
-            target = self._all_parameters * _part(request.target_parameters, self._share)
-            removed = self._choose(target, self._remaining.parameters)
+            before, target = self._all_parameters, request.target_parameters
+            stop = before * _part(target, self._share)
+            removed = self._choose(before * target, self._remaining.parameters, stop)
             left = self._remaining.parameters(removed)
-            missed = _missed("target_parameters", left, target, self._all_parameters, request)
+            missed = off_target("target_parameters", left, stop, before, request)
             macs = self._macs_after(removed)
         elif request.target_macs is not None and self._all_macs is not None:
-            target = self._all_macs * _part(request.target_macs, self._share)
-            removed, macs = self._within_macs(target)
-            missed = _missed("target_macs", macs or 0, target, self._all_macs, request)
+            stop = self._all_macs * _part(request.target_macs, self._share)
+            removed, macs = self._within_macs(self._all_macs * request.target_macs, stop)
+            missed = off_target("target_macs", macs or 0, stop, self._all_macs, request)
         else:
             removed = self._choose()
             macs = self._macs_after(removed)
+            if request.pruning_ratio and not removed and self._untouched():
+                missed = (
+                    f"pruning_ratio={request.pruning_ratio:g}: nothing leaves: every group is "
+                    "refused, skipped, at its limits, or would lose less than half of round_to="
+                    f"{request.round_to}"
+                )
         notes += [*([missed] if missed else []), *self._notes(removed)]
         return replace(self._described(removed, macs, notes), missed=missed)
 
     def _choose(
-        self, target: float | None = None, cost: Callable[[Removed], float] | None = None
+        self,
+        target: float | None = None,
+        cost: Callable[[Removed], float] | None = None,
+        stop: float | None = None,
     ) -> Removed:
         request, groups = self._request, self._graph.groups
         return choose(
@@ -298,6 +323,7 @@ class _Planning:
             pruning_ratio=(request.pruning_ratio or 0) * self._share,
             target=target,
             cost=cost,
+            stop=stop,
             ranking=request.ranking,
             limits=request.limits,
             ratios=self._own,
@@ -310,22 +336,30 @@ class _Planning:
             return self._macs.total
         return _counted(shrink(self._graph, removed)).total
 
-    def _within_macs(self, target: float) -> tuple[Removed, int | None]:
+    def _within_macs(self, target: float, stop: float) -> tuple[Removed, int | None]:
         """Choose by the estimate, count, and aim lower where the estimate was too low."""
-        aim = target
+        aim = stop
         for _ in range(_TRIES):
-            removed = self._choose(aim, self._remaining.macs)
+            removed = self._choose(target * aim / stop, self._remaining.macs, aim)
             macs = self._macs_after(removed)
             estimate = self._remaining.macs(removed)
-            if macs is None or macs <= target or estimate > aim:
+            if macs is None or macs <= stop or estimate > aim:
                 break
-            aim = min(aim * target / macs, estimate - 1)
+            aim = min(aim * stop / macs, estimate - 1)
         return removed, macs
+
+    def _untouched(self) -> bool:
+        """Tell whether no channel has left yet, in this round or before it."""
+        groups = self._graph.groups
+        return all(groups[index].size == size for index, size in self._before.items())
 
     def _notes(self, removed: Removed) -> Iterator[str]:
         request = self._request
-        if not removed and (request.pruning_ratio or 0) > 0:
-            yield "nothing leaves: every group is refused, skipped or at its limits"
+        ranked = {index: self._graph.groups[index] for index in self._scores}
+        yield from without_scales(request, list(ranked.values()))
+        if request.pruning_ratio != 0:
+            free = {index: group for index, group in ranked.items() if index not in self._own}
+            yield from held_back(free, self._before, removed, request.limits)
 
     def _described(self, removed: Removed, macs: int | None, notes: list[str]) -> PruningPlan:
         after = self._remaining.parameters(removed)
@@ -346,10 +380,10 @@ def _plan(
         GroupPlan(
             group.name,
             group.kind,
-            group.layers,
-            group.size,
-            group.size - len(removed.get(index, ())),
-            int(group.frozen.sum()),
+            tuple(dict.fromkeys(group.layers)),  # some layers make several axes
+            int(group.widths[0].sum()),
+            int(np.delete(group.widths[0], removed.get(index, ())).sum()),
+            int(group.widths[0][group.frozen].sum()),
         )
         for index, group in own
     )
@@ -395,16 +429,3 @@ def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
 def _part(target: float, share: float) -> float:
     """Return the fraction that may stay after a share of the way from 1 to the target."""
     return 1 - (1 - target) * share
-
-
-def _missed(
-    name: str, left: int, target: float, before: int, request: PruningRequest
-) -> str | None:
-    if left <= target:
-        return None
-    limits = request.limits
-    return (
-        f"{name}={target / before:.3g} is not met: {left / before:.3f} stays with round_to="
-        f"{limits.round_to}, min_channels={limits.min_channels}, max_ratio="
-        f"{limits.max_ratio:g}, what is skipped and what is refused; loosen these"
-    )

@@ -1,20 +1,37 @@
 """Prune channels: plan, cut, and again after fine-tuning."""
 
+import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeprune import models
 from edgeprune.errors import InputError
 from edgeprune.modelfiles import first_line
-from edgeprune.structure.plan import plan
+from edgeprune.structure.plan import plan, plan_channels
 from edgeprune.structure.request import PruningRequest
 
 FineTune = Callable[[Any, int], Any]
 """(smaller model, round from 0) -> None where it trained that in place, or the model to go on
 with. What `fit` returns counts as None."""
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_REQUEST = {
+    name: parameter
+    for name, parameter in inspect.signature(plan_channels).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
 
 
+def _with_request(function: _Function) -> _Function:
+    """Let `help` show the arguments of `plan_channels` in the place of ``**request``."""
+    signed: Any = function
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    signed.__signature__ = signature.replace(parameters=[*own, *_REQUEST.values()])
+    return function
+
+
+@_with_request
 def prune_channels(
     model: Any, *, rounds: int = 1, fine_tune: FineTune | None = None, **request: Any
 ) -> Any:
@@ -37,12 +54,16 @@ def prune_channels(
     Returns:
       A new model with the layers' names, dtype policies and trainable flags of the original. If
       that is compiled, so is this, in the same way and with a fresh optimizer. A warning tells
-      where the limits do not allow the budget to be met.
+      where the limits do not allow the budget to be met, or only by going far beyond it.
 
     Raises:
-      InputError: a bad argument, or weights or data that are not finite.
+      InputError: a bad or unknown argument, or weights or data that are not finite.
       UnsupportedError: the model cannot be pruned.
     """
+    for name in request:
+        if name not in _REQUEST:
+            supported = ", ".join(["rounds", "fine_tune", *_REQUEST])
+            raise InputError(f"prune_channels has no argument {name!r}; supported: {supported}")
     return in_rounds(model, PruningRequest(**request), rounds, fine_tune)
 
 
@@ -52,6 +73,10 @@ def in_rounds(
     """Prune channels or heads as `prune_channels` does."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise InputError(f"rounds={rounds!r} is not a whole number from 1 on")
+    if fine_tune is not None and not callable(fine_tune):
+        raise InputError(
+            f"fine_tune={fine_tune!r} is not a function; give one of (smaller model, round)"
+        )
     smaller, first = model, None
     for number in range(rounds):
         planned = plan(smaller, asked, first, (number + 1) / rounds)

@@ -1,6 +1,6 @@
 """What is asked of a plan: the budget, the criterion and the limits, checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,8 @@ from edgeprune.structure.selection import Limits, Ranking
 
 Kind = Literal["channels", "heads"]
 _MAX_RATIO = 0.9
+_SELECTOR = str | type
+_SELECTORS = "a layer's name, a pattern, a class name or a class"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +72,22 @@ class PruningRequest:
                 raise InputError(f"{name}={count!r} is not a whole number from 1 on")
         if self.max_ratio is not None:
             _check_ratio(self.max_ratio, "max_ratio")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"seed={self.seed!r} is not a whole number from 0 on")
+        if not isinstance(self.skip, _SELECTOR) and not (
+            isinstance(self.skip, Collection)
+            and all(isinstance(selector, _SELECTOR) for selector in self.skip)
+        ):
+            raise InputError(
+                f"skip={self.skip!r} names no layers; give {_SELECTORS}, or a list of these"
+            )
+        if self.ratios is not None and not (
+            isinstance(self.ratios, Mapping)
+            and all(isinstance(selector, _SELECTOR) for selector in self.ratios)
+        ):
+            raise InputError(
+                f"ratios={self.ratios!r} is unknown; give a dict from {_SELECTORS} to its ratio"
+            )
         for selector, ratio in (self.ratios or {}).items():
             _check_ratio(ratio, f"ratios[{getattr(selector, '__name__', selector)!r}]")
 
@@ -84,7 +102,7 @@ class PruningRequest:
     @property
     def skipped(self) -> Sequence[Selector]:
         """What to skip, as a sequence."""
-        return (self.skip,) if isinstance(self.skip, str | type) else self.skip
+        return (self.skip,) if isinstance(self.skip, _SELECTOR) else self.skip
 
 
 def _is_number(value: object) -> bool:

@@ -3,7 +3,8 @@
 Every block of a group (the channels that lie along the same producing axes) can be cut to a few
 numbers of channels only, the multiples of `round_to`. All these cuts are put in one order, the
 order in which the channels' scores ask for them, and a selection is the first so many cuts. So a
-larger ratio always removes what a smaller one does, and more.
+larger ratio always removes what a smaller one does, and more. Only for a target are cuts left out
+that take too much: each block is then cut to one of the two multiples nearest to its share.
 """
 
 import math
@@ -23,8 +24,8 @@ Norm = Callable[[Floats], Any]
 Removed = dict[int, npt.NDArray[np.integer[Any]]]
 """Position of a group -> its channels that leave, ascending."""
 _NEAR = 0.98  # of a target is near enough
-_LOOK = 64  # cuts to try beyond the first that meets a target,
-_REACH = 0.1  # none of which is asked for by a ratio so much larger: groups stay comparable
+_LOOK = 64  # cuts to try after, and as many to try before, the first that meets a target
+_REACH = 0.05  # of levels: how far a cut may be moved, if not within what it takes
 _FUZZ = 1e-9  # 0.7 * 10 is 7
 _FIRST = -1.0  # the level of cuts that are made whatever the budget
 
@@ -52,6 +53,7 @@ def choose(
     pruning_ratio: float | None = None,
     target: float | None = None,
     cost: Callable[[Removed], float] | None = None,
+    stop: float | None = None,
     ranking: Ranking = "group",
     limits: Limits | None = None,
     ratios: Mapping[int, float] | None = None,
@@ -67,6 +69,8 @@ def choose(
         together with ``ranking="global"``. Frozen channels stay, and count.
       target: the most that `cost` may be of what is left; give this or `pruning_ratio`.
       cost: of the model without some channels; it falls as more leave.
+      stop: on the way to the target, a cost that is enough for now: only the first of the target's
+        cuts are made, until what is left costs no more.
       ranking: ``group``: each group loses the same share; ``global``: scores, divided by their
         group's mean, are compared over all groups.
       limits: `Limits`.
@@ -76,8 +80,9 @@ def choose(
       norm: what a group's scores are divided by with ``ranking="global"``, if not their mean.
 
     Returns:
-      {position of a group: channels that leave}. A target is met from below, as nearly as a few
-      cuts more allow; one that the limits do not allow to be met gives all that may leave.
+      {position of a group: channels that leave}. A target is met from below, as nearly as cutting
+      each block to the one or the other multiple next to its share allows; one that the limits do
+      not allow to be met gives all that may leave.
     """
     limits = limits or Limits()
     ratios = ratios or {}
@@ -95,13 +100,19 @@ def choose(
         _compare(levels, scores, ratios, norm or _mean)
     cuts = _Cuts(groups, levels, limits, ratios, sizes)
     if target is not None and cost is not None:
-        return cuts.within(target, cost)
+        return cuts.within(target, cost, target if stop is None else stop)
     ratio = pruning_ratio or 0.0
     if ranking == "group":
         return cuts.removed(int(np.searchsorted(cuts.levels, ratio + _FUZZ, "right")))
     free = [index for index in scores if index not in ratios]
     asked = ratio * sum(sizes[index] for index in free) - sum(gone[index] for index in free)
     return cuts.removed(cuts.nearest(asked))
+
+
+def whole(group: PruningGroup, limits: Limits, before: int) -> bool:
+    """Tell whether limits leave a group of `before` channels at first no cut at all."""
+    level = np.where(group.frozen, np.inf, 0.0)
+    return not len(_Cuts([group], {0: level}, limits, {}, {0: before}).levels)
 
 
 def _mean(scores: Floats) -> Any:
@@ -132,6 +143,23 @@ def _compare(
         levels[index][own] = part
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """What leaves at once.
+
+    Attributes:
+      level: at which a ratio asks for it: that of its middle channel.
+      first: the least level at which it may be made: that of its first channel.
+      last: the largest level at which it may be left out: that of its last channel.
+      steps: (block, channels that it keeps).
+    """
+
+    level: float
+    first: float
+    last: float
+    steps: list[tuple[int, int]]
+
+
 class _Cuts:
     """All cuts that the limits allow, in the order in which they are made."""
 
@@ -146,16 +174,18 @@ class _Cuts:
         self._owners: list[int] = []
         self._orders: list[Ints] = []
         """For each block its channels, the first to leave first."""
-        made: list[tuple[float, list[tuple[int, int]]]] = []
+        made: list[_Cut] = []
         for index, level in levels.items():
             most = max(limits.max_ratio, ratios.get(index, 0))
             group = groups[index]
             began = sizes[index] / group.size
             made += self._group(index, group, level, limits, most, began)
-        made.sort(key=lambda cut: cut[0])  # stable: each block's cuts stay in their order
-        self.levels = np.array([level for level, _ in made])
-        self._ends = np.cumsum([0] + [len(cut) for _, cut in made])
-        self._steps = np.array([step for _, cut in made for step in cut], int).reshape(-1, 2)
+        made.sort(key=lambda cut: cut.level)  # stable: each block's cuts stay in their order
+        self.levels = np.array([cut.level for cut in made])
+        self._first = np.array([cut.first for cut in made])
+        self._last = np.array([cut.last for cut in made])
+        self._ends = np.cumsum([0] + [len(cut.steps) for cut in made])
+        self._steps = np.array([step for cut in made for step in cut.steps], int).reshape(-1, 2)
         self._sizes = np.array([len(order) for order in self._orders], int)
 
     def _group(
@@ -166,10 +196,10 @@ class _Cuts:
         limits: Limits,
         most: float,
         began: float,
-    ) -> list[tuple[float, list[tuple[int, int]]]]:
+    ) -> list[_Cut]:
         """List a group's cuts; it `began` with that many times the channels that it has."""
         columns, block_of = np.unique(group.widths, axis=1, return_inverse=True)
-        cuts: list[tuple[float, list[tuple[int, int]]]] = []
+        cuts: list[_Cut] = []
         odd: list[tuple[int, int]] = []
         for number, column in enumerate(columns.T):
             channels = np.flatnonzero(block_of.ravel() == number)
@@ -192,69 +222,120 @@ class _Cuts:
                 asked = (2 * size - before - kept) // 2
                 at = float(level[order[asked]])
                 if at < np.inf:
-                    cuts.append((at, [(block, kept)]))
+                    ends = level[order[[size - before, size - kept - 1]]]
+                    first = min(float(ends[0]), at - _REACH)
+                    last = max(float(ends[1]), at + _REACH)
+                    cuts.append(_Cut(at, first, last, [(block, kept)]))
                 if before % step:
                     odd.append((block, kept))
                 before = kept
         if cuts and odd:
             # One cut makes every axis a multiple, also those that were none before.
-            first = min(range(len(cuts)), key=lambda cut: cuts[cut][0])
-            own_block = cuts[first][1][0]
-            cuts[first][1].extend(step for step in odd if step != own_block)
+            earliest = min(cuts, key=lambda cut: cut.level)
+            earliest.steps.extend([step for step in odd if step != earliest.steps[0]])
         return cuts
 
     def removed(self, count: int) -> Removed:
         """Return what the first `count` cuts remove."""
-        return self._gone(self._after(self._sizes, 0, count))
+        return self._gone(np.arange(count))
 
-    def _after(self, kept: Ints, start: int, stop: int) -> Ints:
-        """Return what each block keeps after the cuts from `start` to `stop`."""
-        steps = self._steps[self._ends[start] : self._ends[stop]]
-        kept = kept.copy()
+    def _gone(self, made: Ints) -> Removed:
+        """Return what these cuts remove; of each block they are its first ones."""
+        are_made = np.zeros(len(self.levels), bool)
+        are_made[made] = True
+        steps = self._steps[np.repeat(are_made, np.diff(self._ends))]
+        kept = self._sizes.copy()
         np.minimum.at(kept, steps[:, 0], steps[:, 1])
-        return kept
-
-    def _gone(self, kept: Ints) -> Removed:
         leaving: dict[int, list[Ints]] = {}
         for block in np.flatnonzero(kept < self._sizes):
             gone = self._orders[block][: self._sizes[block] - kept[block]]
             leaving.setdefault(self._owners[block], []).append(gone)
         return {index: np.sort(np.concatenate(parts)) for index, parts in leaving.items()}
 
-    def within(self, target: float, cost: Callable[[Removed], float]) -> Removed:
+    def within(self, target: float, cost: Callable[[Removed], float], stop: float) -> Removed:
         """Return the first cuts after which the cost is within the target; all if it never is.
 
-        Where the last of them takes much more than is needed, it is passed over for later ones
-        that take less.
+        Where the last of them takes much more than is needed, it is left out for later ones that
+        take less, or earlier ones are left out for it: whatever comes nearest. At some level all
+        cuts that are made may be made, and all those that are left out may be left out.
+
+        Of these cuts, the first after which the cost is within `stop` are returned.
         """
-        low, high = self._forced(), len(self.levels)
+        every = np.arange(len(self.levels))
+        forced = self._forced()
+        count = self._enough(every, forced, target, cost)
+        made = every[:count]
+        left = cost(self._gone(made))
+        if left <= target and count > forced:
+            for tried in (self._later, self._fewer):
+                if left < _NEAR * target:
+                    other, costs = tried(count, target, cost)
+                    if costs > left:
+                        made, left = other, costs
+        return self._gone(made[: self._enough(made, forced, stop, cost)])
+
+    def _enough(
+        self, cuts: Ints, least: int, target: float, cost: Callable[[Removed], float]
+    ) -> int:
+        """Return how many of the cuts bring the cost within the target, or all of them."""
+        low, high = least, len(cuts)
         while low < high:
             middle = (low + high) // 2
-            if cost(self.removed(middle)) <= target:
+            if cost(self._gone(cuts[:middle])) <= target:
                 high = middle
             else:
                 low = middle + 1
-        best = self.removed(low)
-        nearest = cost(best)
-        if nearest > target or low == self._forced():
-            return best
-        kept = self._after(self._sizes, 0, low - 1)
-        passed = {*self._blocks(low - 1)}
-        for cut in range(low, min(low + _LOOK, len(self.levels))):
-            if nearest >= _NEAR * target or self.levels[cut] > self.levels[low - 1] + _REACH:
+        return low
+
+    def _later(
+        self, count: int, target: float, cost: Callable[[Removed], float]
+    ) -> tuple[Ints, float]:
+        """Leave out the last of the first `count` cuts, and others that would meet the target.
+
+        Returns:
+          Of the selections that meet the target with one of these, the nearest, and its cost.
+        """
+        made = np.arange(count - 1)
+        best, nearest = made, -np.inf
+        passed, until = {*self._blocks(count - 1)}, self._last[count - 1]
+        for cut in range(count, min(count + _LOOK, len(self.levels))):
+            if nearest >= _NEAR * target:
                 break
-            if passed & {*self._blocks(cut)}:
+            if self._first[cut] > until or passed & {*self._blocks(cut)}:
                 continue
-            tried = self._after(kept, cut, cut + 1)
-            removed = self._gone(tried)
-            left = cost(removed)
+            tried = np.append(made, cut)
+            left = cost(self._gone(tried))
             if left > target:
-                kept = tried
+                made = tried
                 continue
             passed |= {*self._blocks(cut)}
             if left > nearest:
-                best, nearest = removed, left
-        return best
+                best, nearest = tried, left
+            until = min(until, self._last[cut])
+        return best, nearest
+
+    def _fewer(
+        self, count: int, target: float, cost: Callable[[Removed], float]
+    ) -> tuple[Ints, float]:
+        """Of the first `count` cuts leave out those without which the target is met as well.
+
+        Returns:
+          The cuts that are left, and what then is left of the cost.
+        """
+        made = np.arange(count)
+        nearest = cost(self._gone(made))
+        needed = {*self._blocks(count - 1)}
+        for cut in range(count - 2, max(count - 2 - _LOOK, self._forced() - 1), -1):
+            if nearest >= _NEAR * target:
+                break
+            tried = made[made != cut]
+            if not needed & {*self._blocks(cut)} and self._first[tried].max() <= self._last[cut]:
+                left = cost(self._gone(tried))
+                if left <= target:
+                    made, nearest = tried, left
+                    continue
+            needed |= {*self._blocks(cut)}
+        return made, nearest
 
     def _blocks(self, cut: int) -> list[int]:
         return [int(block) for block in self._steps[self._ends[cut] : self._ends[cut + 1], 0]]

@@ -12,6 +12,7 @@ from edgeprune.models import import_keras
 from edgeprune.structure.budget import Remaining
 from edgeprune.structure.graph import channel_graph
 from edgeprune.structure.plan import plan_channels
+from edgeprune.structure.pruning import prune_channels
 from edgeprune.structure.surgery import shrink
 
 keras = import_keras()
@@ -163,6 +164,65 @@ def test_a_model_with_free_dimensions_has_no_macs():
         plan_channels(model, target_macs=0.5)
 
 
+def test_a_plan_far_below_its_target_says_so():
+    # 16 -> 8 halves nearly everything; 32 -> 16 likewise.
+    plan = plan_channels(small(), target_macs=0.9, round_to=16)
+    left = plan.macs_after / plan.macs_before
+    assert left < 0.6
+    asked = (
+        f"target_macs=0.9 was asked, {left:.3f} stays: nothing nearer that cuts the groups alike"
+    )
+    assert plan.missed == f"{asked} was found; a smaller round_to comes closer"
+    assert plan.missed in plan.notes
+    assert plan_channels(small(), target_macs=0.9, round_to=1).missed is None
+
+
+def test_limits_that_hold_a_group_are_named():
+    def notes(**limits):
+        return plan_channels(small(), pruning_ratio=0.5, **limits).notes
+
+    assert notes(min_channels=16) == ("first: nothing leaves with min_channels=16",)
+    assert notes(max_ratio=0.3) == ("first: nothing leaves with max_ratio=0.3",)
+    assert notes(min_channels=16, max_ratio=0.3) == (
+        "first: nothing leaves with min_channels=16, max_ratio=0.3",
+    )
+    assert notes(min_channels=16, skip="first") == ()
+    nothing, held = notes(max_ratio=0.1)
+    assert nothing.startswith("pruning_ratio=0.5: nothing leaves")
+    assert held == "first, second: nothing leaves with max_ratio=0.1"
+
+
+def test_groups_without_scales_are_named():
+    plan = plan_channels(small(), pruning_ratio=0.5, criterion="bn_scale")
+    assert plan.notes == (
+        "second: ranked by l2, as not every channel has a scale of a normalization",
+    )
+    assert plan_channels(small(), pruning_ratio=0.5).notes == ()
+
+
+def test_rows_count_channels_of_the_layer():
+    # Grouped convolutions let their channels leave eight at once, or four.
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(32, 3, name="plain")(inputs)
+    x = layers.Conv2D(32, 3, groups=4, name="grouped")(x)
+    x = layers.GlobalAveragePooling2D()(layers.GroupNormalization(8)(x))
+    model = keras.Model(inputs, layers.Dense(4, name="head")(x))
+    plan = plan_channels(model, pruning_ratio=0.5)
+    smaller = plan.apply()
+    for row in plan.groups:
+        for built, count in ((model, row.channels_before), (smaller, row.channels_after)):
+            assert built.get_layer(row.name).output.shape[-1] == count
+    assert [(row.name, row.channels_before, row.channels_after) for row in plan.groups] == [
+        ("plain", 32, 16),
+        ("grouped", 32, 16),
+        ("head", 4, 4),
+    ]
+    assert [row.frozen for row in plan.groups] == [0, 0, 4]
+    # Rounds are fractions of the units that the groups have, whatever the rows count.
+    rounds = prune_channels(model, pruning_ratio=0.5, rounds=2)
+    assert [w.shape for w in rounds.weights] == [w.shape for w in smaller.weights]
+
+
 def test_json_and_text():
     plan = plan_channels(small(), pruning_ratio=0.5)
     document = json.loads(json.dumps(plan.to_json()))
@@ -308,6 +368,10 @@ def test_random_follows_the_seed():
         ({"pruning_ratio": 0.5, "round_to": 2.5}, "round_to=2.5 is not"),
         ({"pruning_ratio": 0.5, "min_channels": 0}, "min_channels=0 is not"),
         ({"pruning_ratio": 0.5, "max_ratio": 1}, r"max_ratio=1 is outside \[0, 1\)"),
+        ({"pruning_ratio": 0.5, "seed": "a"}, "seed='a' is not a whole number from 0 on"),
+        ({"pruning_ratio": 0.5, "skip": 3}, "skip=3 names no layers; give a layer's name"),
+        ({"pruning_ratio": 0.5, "skip": [3]}, r"skip=\[3\] names no layers"),
+        ({"pruning_ratio": 0.5, "ratios": ["first"]}, r"ratios=\['first'\] is unknown; give a"),
         ({"pruning_ratio": 0.5, "ratios": {"first": 2}}, r"ratios\['first'\]=2 is outside"),
     ],
 )
@@ -316,11 +380,12 @@ def test_bad_arguments_are_refused(arguments, message):
         plan_channels(small(), **arguments)
 
 
-def test_weights_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("criterion", ["l2", "random", lambda group, model, data: [0] * group.size])
+def test_weights_that_are_not_finite_are_refused(criterion):
     model = small()
     model.get_layer("second").kernel.assign(np.full((3, 3, 16, 32), np.nan))
     with pytest.raises(InputError, match="layer 'second' has NaN"):
-        plan_channels(model, pruning_ratio=0.5)
+        plan_channels(model, pruning_ratio=0.5, criterion=criterion)
 
 
 def test_a_subclassed_model_is_refused():

@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 from structure.law import randomize
@@ -170,6 +172,82 @@ def test_a_budget_that_is_not_met_is_warned_of():
         prune_channels(build(), target_parameters=0.01)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pruning_ratio": 0.5, "max_ratio": 0.2}, "pruning_ratio=0.5: nothing leaves"),
+        ({"pruning_ratio": 0.5, "skip": "*", "rounds": 2}, "pruning_ratio=0.5: nothing leaves"),
+        ({"target_macs": 0.5, "min_channels": 32}, "target_macs=0.5 is not met: 1.000 stays"),
+        ({"target_macs": 0.95, "round_to": 16}, "target_macs=0.95 was asked, 0.2.* round_to"),
+    ],
+)
+def test_nothing_or_far_too_much_is_warned_of(arguments, message):
+    with pytest.warns(UserWarning, match=message):
+        prune_channels(build(), **arguments)
+
+
+def test_what_left_in_an_earlier_round_is_not_nothing(recwarn):
+    prune_channels(build(), pruning_ratio=0.5, round_to=16, rounds=2)
+    assert not [warning for warning in recwarn if "nothing leaves" in str(warning.message)]
+
+
+def cnn():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(16, 3, padding="same", name="c1"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, padding="same", name="c2"),
+            layers.Flatten(),
+            layers.Dense(32, name="d1"),
+            layers.Dense(10, name="logits"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("ranking", ["group", "global"])
+@pytest.mark.parametrize(
+    # (16, 32, 32) channels are 64 * 9 * 16 + 16 * 9 * 16 * 32 + 512 * 32 + 320 = 99,648 MACs.
+    ("target", "macs"),
+    [
+        (0.7, 4608 + 36864 + 16384 + 320),  # (8, 32, 32)
+        (0.5, 4608 + 27648 + 12288 + 320),  # (8, 24, 32)
+        (0.4, 4608 + 27648 + 6144 + 160),  # (8, 24, 16)
+    ],
+)
+def test_rounds_end_no_farther_from_a_target_than_one_cut(ranking, target, macs):
+    model = cnn()
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            layer.bias.assign(rng.uniform(1, 1.2, layer.bias.shape))
+
+    def fixed(group, model, data):
+        # The bias goes along with its channel: what leaves changes no score of what stays.
+        return np.asarray(model.get_layer(group.name).bias)
+
+    once, *left = (
+        keras_macs(
+            prune_channels(
+                model, target_macs=target, ranking=ranking, criterion=fixed, rounds=rounds
+            )
+        ).total
+        for rounds in (1, 2, 4)
+    )
+    if ranking == "group":
+        assert once == macs
+    assert all(once <= count <= target * 99648 for count in left)
+
+
+def test_help_shows_what_plan_channels_takes():
+    own = inspect.signature(prune_channels).parameters
+    assert list(own) == [
+        "model", "rounds", "fine_tune", *list(inspect.signature(plan_channels).parameters)[1:]
+    ]  # fmt: skip
+    assert own["round_to"].default == 8
+
+
 def test_rounds_tell_groups_of_one_name_apart():
     # One layer makes two groups: the states of each direction end in different places.
     inputs = keras.Input((5, 4))
@@ -240,8 +318,12 @@ def test_bad_rounds_are_refused(rounds):
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match="give exactly one of pruning_ratio"):
         prune_channels(build())
-    with pytest.raises(TypeError, match="pruning_rate"):
+    with pytest.raises(InputError, match=r"no argument 'pruning_rate'; .*pruning_ratio"):
         prune_channels(build(), pruning_rate=0.5)
+    with pytest.raises(InputError, match="no argument 'kind'"):
+        prune_channels(build(), pruning_ratio=0.5, kind="heads")
+    with pytest.raises(InputError, match=r"fine_tune=3 is not a function"):
+        prune_channels(None, pruning_ratio=0.5, fine_tune=3)  # before any work
     tf_keras = pytest.importorskip("tf_keras")
     legacy = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
     with pytest.raises(UnsupportedError, match="tf_keras model; structured pruning supports"):

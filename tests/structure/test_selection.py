@@ -152,6 +152,33 @@ def test_a_cut_that_takes_too_much_is_passed_over():
     assert chosen(groups, scores, target=28, **how) == {0: [0], 1: [0, 1]}
 
 
+def test_each_block_is_cut_to_one_or_the_other_multiple_next_to_its_share():
+    # 16 -> 8 and 32 -> 24 are next to every share up to a quarter, 16 -> 8 and 24 -> 16 to those
+    # from there to a half.
+    groups, scores = [group(16), group(32)], [np.arange(16.0), np.arange(32.0)]
+
+    def sizes(removed):
+        return tuple(own.size - len(removed.get(index, [])) for index, own in enumerate(groups))
+
+    def cost(removed):
+        first, second = sizes(removed)
+        return second / 32 * (0.2 + 0.8 * first / 16)
+
+    def left(target, **how):
+        return sizes(chosen(groups, scores, target=target, cost=cost, limits=Limits(8), **how))
+
+    assert left(0.8) == (16, 24)  # 0.75
+    assert left(0.7) == (8, 32)  # 0.6, and not 0.45 with the cut that comes before that
+    assert left(0.55) == (16, 16)  # 0.5, the same
+    assert left(0.48) == (8, 24)  # 0.45
+    assert left(0.35) == (8, 16)  # 0.3
+    # On the way to (8, 16), the second group's first cut comes first,
+    assert left(0.35, stop=0.9) == (16, 24)
+    assert left(0.35, stop=0.5) == (8, 24)
+    # and on the way to (8, 32) not at all.
+    assert left(0.7, stop=0.9) == (8, 32)
+
+
 # The laws.
 
 
@@ -299,6 +326,50 @@ def test_rounds_end_where_one_cut_would(problem, ratio, rounds):
     for index, own in enumerate(groups):
         gone = np.setdiff1d(np.arange(own.size), left[index])
         np.testing.assert_array_equal(gone, at_once.get(index, []))
+
+
+@few
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(0.05, 1), st.integers(1, 4))
+def test_groups_stay_comparable_and_rounds_end_no_lower(sizes, fraction, rounds):
+    groups = [group(8 * size) for size in sizes]
+    scores = [np.arange(own.size, dtype=float) for own in groups]
+
+    def share(kept):  # a chain of layers, each of which reads the one before
+        widths = [3, *kept]
+        return sum(a * b for a, b in itertools.pairwise(widths))
+
+    before = [own.size for own in groups]
+    target = fraction * share(before)
+
+    def cut(now, **how):
+        def cost(removed):
+            return share([own.size - len(removed.get(i, [])) for i, own in enumerate(now)])
+
+        removed = choose(
+            now,
+            {i: scores[i][: own.size] for i, own in enumerate(now)},
+            target=target,
+            cost=cost,
+            limits=Limits(8),
+            before=dict(enumerate(before)),
+            **how,
+        )
+        return [own.size - len(removed.get(i, [])) for i, own in enumerate(now)]
+
+    once = cut(groups)
+    kept = before
+    for number in range(rounds):
+        part = 1 - (1 - fraction) * (number + 1) / rounds
+        kept = cut([group(size) for size in kept], stop=part * share(before))
+    if share(once) <= target:
+        assert share(once) <= share(kept) <= target
+    # A share of which every group keeps one or the other multiple next to it.
+    lost = [1 - after / size for after, size in zip(once, before, strict=True)]
+    steps = [(8 if size > 8 else 4) / size for size in before]
+    if share(once) <= target:
+        assert max(a - b for a, b in zip(lost, steps, strict=True)) <= min(
+            a + b for a, b in zip(lost, steps, strict=True)
+        )
 
 
 def test_many_groups_take_one_pass():
