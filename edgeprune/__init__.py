@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgeprune.comparison import compare_ways
     from edgeprune.devices.advice import Advice
     from edgeprune.devices.advise import advise
     from edgeprune.devices.run import benchmark
@@ -55,6 +56,7 @@ _HOMES = {
     "VerificationError": "errors",
     "advise": "devices.advise",
     "benchmark": "devices.run",
+    "compare_ways": "comparison",
     "compress": "pipeline",
     "convert": "export.convert",
     "inspect": "export.inspect",
@@ -93,6 +95,7 @@ __all__ = [
     "VerificationError",
     "advise",
     "benchmark",
+    "compare_ways",
     "compress",
     "convert",
     "inspect",
