@@ -123,7 +123,7 @@ def _observe(model: Any) -> None:
         layer.momentum = momentum
 
 
-def compared(graph: Any, removed: Any) -> dict[str, Any]:
+def compared(graph: Any, removed: Any) -> tuple[dict[str, Any], Any]:
     """Cut channels out of a model, and compare the result with the masked original.
 
     Before that, the smaller model gets statistics of its own, and the original takes them over:
@@ -131,7 +131,8 @@ def compared(graph: Any, removed: Any) -> dict[str, Any]:
     channels, and a wrong cut might not show.
 
     Returns:
-      The largest output, the spread over the samples, the error, and whether the law held.
+      The largest output, the spread over the samples, the error, and whether the law held; and
+      the smaller model.
     """
     import numpy as np
     from structure.law import masked_output
@@ -141,16 +142,18 @@ def compared(graph: Any, removed: Any) -> dict[str, Any]:
     _take_over(graph, graph.kept(removed), shrink(graph, removed))
     inputs = inputs_for(graph.model, 4, seed=2)
     want = np.asarray(masked_output(graph, removed, [inputs])[0])
-    have = np.asarray(shrink(graph, removed)(inputs, training=False))
+    smaller = shrink(graph, removed)
+    have = np.asarray(smaller(inputs, training=False))
     scale = float(np.abs(want).max())
     spread = float(want.std(axis=0).mean())
     error = float(np.abs(want - have).max()) / scale
-    return {
+    figures = {
         "output_max": scale,
         "output_std": spread,
         "relative_error": error,
         "law_held": bool(spread > 1e-3 * scale and error <= TOLERANCE),
     }
+    return figures, smaller
 
 
 def _take_over(graph: Any, kept: Any, smaller: Any) -> None:
@@ -180,6 +183,7 @@ def _run(model: Any, ratio: float, round_to: int, criterion: str) -> dict[str, A
 
     started = time.perf_counter()
     plan = plan_channels(model, pruning_ratio=ratio, round_to=round_to, criterion=criterion)
+    figures, smaller = compared(plan.graph, plan.removed)
     return {
         "pruning_ratio": ratio,
         "round_to": round_to,
@@ -187,8 +191,8 @@ def _run(model: Any, ratio: float, round_to: int, criterion: str) -> dict[str, A
         "parameters_after": plan.parameters_after,
         "macs_before": plan.macs_before,
         "macs_after": plan.macs_after,
-        **compared(plan.graph, plan.removed),
-        "tflite": _tflite(plan.apply()),
+        **figures,
+        "tflite": _tflite(smaller),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
