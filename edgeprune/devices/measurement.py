@@ -246,7 +246,7 @@ class Benchmark(Sequence[ModelBenchmark]):
         """Return (title, columns, rows): a row a model, columns for each of several devices.
 
         A device's column is its time, or where it has none, its time by its first model's; and
-        the arena where it has one. None for a single device.
+        the arena or SRAM where it has one. None for a single device.
         """
         measured = [result for result in self._results if result.error is None]
         devices = list(dict.fromkeys(result.device for result in measured))
@@ -302,7 +302,11 @@ def _overview_columns(
     device: str, by_model: Mapping[str, ModelBenchmark]
 ) -> Iterator[tuple[Column, dict[str, Cell]]]:
     kind = next(iter(by_model.values())).kind
-    times: dict[str, Cell] = {name: row.typical_ms for name, row in by_model.items()}
+    times: dict[str, Cell] = {
+        # A predicted time is one number, no median of runs.
+        name: row.details.get("inference_ms") if row.typical_ms is None else row.typical_ms
+        for name, row in by_model.items()
+    }
     ratios: dict[str, Cell] = {name: row.relative_latency for name, row in by_model.items()}
     arenas: dict[str, Cell] = {name: row.arena_bytes for name, row in by_model.items()}
     if any(value is not None for value in times.values()):
@@ -311,6 +315,9 @@ def _overview_columns(
         yield Column(f"{device} ({kind}) relative", "ratio"), ratios
     if any(value is not None for value in arenas.values()):
         yield Column(f"{device} ({kind}) arena", "bytes"), arenas
+    srams: dict[str, Cell] = {name: row.details.get("sram_bytes") for name, row in by_model.items()}
+    if any(value is not None for value in srams.values()):
+        yield Column(f"{device} ({kind}) SRAM", "bytes"), srams
 
 
 def _table(title: str, results: Sequence[ModelBenchmark]) -> Table:

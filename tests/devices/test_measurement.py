@@ -248,3 +248,18 @@ base.tflite                 10.0                     1.00x               2.0 KiB
 half.tflite                 5.00                    0.400x                     -"""
     )
     assert Benchmark([BASE, HALF]).overview() is None
+
+
+def test_a_predicted_time_stands_in_the_overview():
+    predicted = model_benchmark(
+        device="npu",
+        kind="predicted",
+        latency_ms=None,
+        relative_latency=None,
+        relative_latency_interval=None,
+        details={"inference_ms": 0.25, "sram_bytes": 4096, "cycles": 99},
+    )
+    _, columns, rows = Benchmark([BASE, predicted]).overview()
+    names = [column.title for column in columns]
+    assert names[2:] == ["npu (predicted) ms", "npu (predicted) SRAM"]
+    assert rows[0][2:] == (0.25, 4096)
