@@ -38,7 +38,8 @@ def files(tmp_path_factory):
     joined = layers.Add(name="join")([stem, layers.Dense(32, name="back")(inner)])
     model = keras.Model(inputs, layers.Dense(3, name="logits")(joined), name="small")
     model.compile(
-        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        keras.optimizers.Adam(0.01, name="adam"),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3

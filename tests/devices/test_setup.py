@@ -10,6 +10,9 @@ from edgeprune.devices.lookup import load_profile
 from edgeprune.devices.setup import set_up
 from edgeprune.errors import InputError
 
+# It installs runtimes with pip.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory):

@@ -196,7 +196,9 @@ def test_a_tf_keras_model_goes_the_same_way(task, tmp_path):
         model.fit(data["x"], data["y"], epochs=5, verbose=0)
     report = compress(model, task / "data.npz", task / "recipe.toml", tmp_path / "out")
     assert report.rows[-1].score > 0.9
-    assert report.rows[-1].sparsity >= 0.75
+    # Of 480 weights, 360 zeros; channels that are dead by them are not in the file at all.
+    weights = tflite.read(report.output / "model.tflite").weights()
+    assert sum(int(np.count_nonzero(weight.data)) for weight in weights) <= 120
 
 
 def test_targets_that_the_loss_does_not_take(task, tmp_path):

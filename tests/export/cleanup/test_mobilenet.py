@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from reference_models import build_mobilenet_v1
 
 from edgeprune.export import tflite
@@ -13,6 +14,7 @@ _COLLAPSED = {8: 0.0, 16: 0.25, 32: 0.25, 64: 0.4, 128: 0.6, 256: 0.6}
 _SPARSITY = 0.87  # of the pointwise kernels, which hold 94 % of the weights
 
 
+@pytest.mark.slow
 def test_mobilenet_loses_most_of_its_weights(keras, lite, run_everywhere):
     model = collapsed_mobilenet(keras)
     rng = np.random.default_rng(1)
