@@ -59,6 +59,24 @@ def rebuild(
     return _Rebuild(replace, after, before, constants, bypass).container(model, None, first)
 
 
+def duplicate(model: Any, *, bypass: Bypass | None = None) -> Any:
+    """Copy a built Functional or Sequential model with the values of its weights.
+
+    Args:
+      model: the model; it is not changed.
+      bypass: as of `rebuild`.
+    """
+    pairs: list[tuple[Any, Any]] = []
+
+    def replace(old: Any) -> Any:
+        pairs.append((old, copied(old)))
+        return pairs[-1][1]
+
+    new = rebuild(model, replace, bypass=bypass)
+    copy_weights(pairs)
+    return new
+
+
 def copied(layer: Any) -> Any:
     """Return a new layer or `keras.ops` operation with the same config and no weights yet.
 

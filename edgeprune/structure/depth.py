@@ -10,7 +10,7 @@ import numpy as np
 from edgeprune import models
 from edgeprune.errors import InputError
 from edgeprune.keras_macs import keras_macs
-from edgeprune.rebuild import copied, copy_weights, rebuild
+from edgeprune.rebuild import duplicate
 from edgeprune.report.table import Column, format_cell, render
 from edgeprune.structure.blocks import Block
 from edgeprune.structure.graph import Refusal
@@ -48,17 +48,9 @@ class LayerPlan:
 
     def apply(self) -> Any:
         """Return a new, smaller model, not compiled; the model of the plan stays as it is."""
-        pairs: list[tuple[Any, Any]] = []
-
-        def replace(old: Any) -> Any:
-            pairs.append((old, copied(old)))
-            return pairs[-1][1]
-
         leaving = [self.blocks[index] for index in self.removed]
         bypass = {id(block.exit): (block.entry, None) for block in leaving}
-        smaller = rebuild(self.model, replace, bypass=bypass)
-        copy_weights(pairs)
-        return smaller
+        return duplicate(self.model, bypass=bypass)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain values."""

@@ -8,7 +8,7 @@ import numpy as np
 from edgeprune import models
 from edgeprune.errors import InputError
 from edgeprune.modelfiles import first_line
-from edgeprune.rebuild import copied, copy_weights, rebuild
+from edgeprune.rebuild import duplicate
 from edgeprune.structure.blocks import Block
 from edgeprune.structure.evidence import Evidence
 
@@ -84,20 +84,13 @@ class _Trial:
     def __init__(self, model: Any, blocks: Sequence[Block], evidence: Evidence) -> None:
         import tensorflow as tf
 
-        pairs: list[tuple[Any, Any]] = []
-
-        def replace(old: Any) -> Any:
-            pairs.append((old, copied(old)))
-            return pairs[-1][1]
-
         self._model = model
         self._switches = [_Switch(dtype=block.entry.dtype) for block in blocks]
         bypass = {
             id(block.exit): (block.entry, switch)
             for block, switch in zip(blocks, self._switches, strict=True)
         }
-        trial = rebuild(model, replace, bypass=bypass)
-        copy_weights(pairs)
+        trial = duplicate(model, bypass=bypass)
         loss_of = evidence.loss()
         self._batches = list(evidence)
         form = getattr(model, "_functional", model)._inputs_struct
