@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune.data import Dataset, load_training_data
+from edgeprune.data import Dataset
 from edgeprune.errors import InputError
 from edgeprune.files import make_folder
 from edgeprune.models import load_model, save_model
 from edgeprune.recipe import Recipe, StructureSpec, Way
-from edgeprune.runs import RunFolder, identity_of
+from edgeprune.runs import RunFolder, identity_of, opened
 from edgeprune.scoring import score
 from edgeprune.training import Progress, plain_copy, predict
 from edgeprune.ways import (
@@ -176,15 +176,7 @@ def compare_ways(
         raise InputError(f"seeds must be at least 1, got {seeds}")
     for way in _PRUNING:
         replace(recipe.structure, way=way).check()
-    if isinstance(model, str | Path):
-        model = load_model(model, unsafe=unsafe)
-    if not isinstance(data, Dataset):
-        data = load_training_data(data)
-    if len(getattr(model, "outputs", None) or ()) > 1:
-        raise InputError(
-            f"the model has {len(model.outputs)} outputs; the ways are compared by one score"
-        )
-    data = data.for_model(model)
+    model, data = opened(model, data, unsafe, "the ways are compared by one score")
     check_structure(model, recipe.structure)
     run = _Comparison(model, data, recipe, recipe.structure, make_folder(output), seeds, progress)
     run.folder.open(restart)

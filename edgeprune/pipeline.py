@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprune.data import Dataset, load_training_data
+from edgeprune.data import Dataset
 from edgeprune.errors import InputError
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
 from edgeprune.recipe import Recipe, StructureSpec
-from edgeprune.runs import RunFolder, identity_of
+from edgeprune.runs import RunFolder, identity_of, opened
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
 from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
@@ -123,16 +123,12 @@ def compress(
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
-    if isinstance(model, str | Path):
-        model = load_model(model, unsafe=unsafe)
-    if not isinstance(data, Dataset):
-        data = load_training_data(data)
-    if len(getattr(model, "outputs", None) or ()) > 1:
-        raise InputError(
-            f"the model has {len(model.outputs)} outputs; compress takes one, to score it; use the "
-            "callbacks in your own fit, then convert"
-        )
-    data = data.for_model(model)
+    model, data = opened(
+        model,
+        data,
+        unsafe,
+        "compress takes one, to score it; use the callbacks in your own fit, then convert",
+    )
     if recipe.structure is not None:
         from edgeprune.ways import check_structure
 

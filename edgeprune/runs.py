@@ -7,14 +7,35 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from edgeprune import __version__
-from edgeprune.data import Dataset
+from edgeprune.data import Dataset, load_training_data
 from edgeprune.errors import InputError
 from edgeprune.export.artifact import record_path
 from edgeprune.files import atomic_path
-from edgeprune.models import fingerprint
+from edgeprune.models import fingerprint, load_model
 from edgeprune.recipe import Recipe
 
 RUN_FILE = "run.json"
+
+
+def opened(model: Any, data: Any, unsafe: bool, single: str) -> tuple[Any, Dataset]:
+    """Return a run's model and data, loaded if need be and fitted to each other.
+
+    Args:
+      model: a model, or the path of one.
+      data: a `Dataset`, or what `load_training_data` reads.
+      unsafe: load a .keras file that holds Python code.
+      single: why the model may have one output only.
+
+    Raises:
+      InputError: they cannot be used together, or the model has several outputs.
+    """
+    if isinstance(model, str | Path):
+        model = load_model(model, unsafe=unsafe)
+    if not isinstance(data, Dataset):
+        data = load_training_data(data)
+    if len(getattr(model, "outputs", None) or ()) > 1:
+        raise InputError(f"the model has {len(model.outputs)} outputs; {single}")
+    return model, data.for_model(model)
 
 
 def identity_of(model: Any, data: Dataset, recipe: Recipe) -> dict[str, str]:
