@@ -73,7 +73,7 @@ def benchmark(
       EdgepruneError: no device gave figures.
     """
     paths = _paths(models)
-    profiles = _profiles(device)
+    profiles = load_profiles(device)
     options = RunOptions(
         threads=threads,
         quick=quick,
@@ -206,9 +206,14 @@ def _paths(models: ModelPath | Iterable[ModelPath]) -> list[str]:
     return [os.fspath(model) for model in given]
 
 
-def _profiles(
+def load_profiles(
     device: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
 ) -> list[DeviceProfile]:
+    """Return the profiles of one or several devices, by name or file.
+
+    Raises:
+      InputError: none is named, one twice, or there is no such profile.
+    """
     given = [device] if isinstance(device, str | os.PathLike) else list(device)
     if not given:
         raise InputError("got no device; leave `device` out to measure on this machine")
