@@ -50,6 +50,6 @@ def test_a_sample_of_the_quality_runs(tmp_path):
     assert 0.35 <= pruned["macs"] / dense["macs"] <= 0.4
     assert pruned["mean"] >= dense["mean"] - 0.05
     assert rows["scratch-B"]["compute"] == pytest.approx(1, abs=0.2)
-    dense, pruned = parts["layers"]["summary"]
+    dense, _, pruned = parts["layers"]["summary"]
     assert pruned["macs"] < 0.6 * dense["macs"]
     assert all(0.4 <= row["macs_ratio"] <= 0.5 for row in parts["latency"]["rows"])

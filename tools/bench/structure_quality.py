@@ -3,12 +3,14 @@
     python tools/bench/structure_quality.py [--part resnet8 heads layers latency] [--seeds 3]
 
 Each part trains from new initial weights with every seed, so that a difference can be held against
-the spread. Compute is counted in training samples x multiply-accumulates, dense training as 1.
+the spread. Pruned models are trained again for as many epochs as the dense one, by the same
+schedule (learning-rate rewinding; Renda et al. 2020, arXiv:2003.02389), and the dense model is
+trained on for as long beside them. Compute is counted in training samples x multiply-accumulates,
+dense training as 1.
 
 - resnet8: ResNet-8 on 32x32 glyphs at 2.5x fewer multiply-accumulates: trained, pruned, fine-tuned;
-  against the dense model (also trained on for as long as the fine-tuning), and against the pruned
-  architecture trained from scratch for the same epochs (scratch-E) and the same compute
-  (scratch-B; Liu 2019, arXiv:1810.05270).
+  against the dense model, and against the pruned architecture trained from scratch for the same
+  epochs (scratch-E) and the same compute (scratch-B; Liu 2019, arXiv:1810.05270).
 - heads, layers: a keyword transformer on spoken words, without 7 of its 16 attention heads or half
   of its encoder layers, fine-tuned.
 - latency: ResNet-8 and MobileNetV1 with half the multiply-accumulates, in multiples of what this
@@ -112,7 +114,6 @@ class Log:
 
 
 def resnet8(task: Task, seeds: int, epochs: int) -> dict[str, Any]:
-    tuning = max(1, epochs // 2)
     log = Log(task, macs(build_resnet8()), epochs)
     for seed in range(seeds):
         dense = fresh(build_resnet8, seed)
@@ -128,10 +129,10 @@ def resnet8(task: Task, seeds: int, epochs: int) -> dict[str, Any]:
         )
         small = macs(pruned)
         longer = plain_copy(dense)
-        accuracy = train(longer, task, tuning, seed, learning_rate=RATE)
-        log.add("dense, trained on", seed, longer, accuracy, cost * (epochs + tuning))
-        accuracy = train(pruned, task, tuning, seed, learning_rate=RATE)
-        log.add("pruned, fine-tuned", seed, pruned, accuracy, cost * epochs + small * tuning)
+        accuracy = train(longer, task, epochs, seed, learning_rate=RATE)
+        log.add("dense, trained on", seed, longer, accuracy, cost * 2 * epochs)
+        accuracy = train(pruned, task, epochs, seed, learning_rate=RATE)
+        log.add("pruned, fine-tuned", seed, pruned, accuracy, (cost + small) * epochs)
         scratch = reinitialized(pruned, seed)
         accuracy = train(scratch, task, epochs, seed, learning_rate=RATE)
         log.add("scratch-E", seed, scratch, accuracy, small * epochs)
@@ -139,31 +140,28 @@ def resnet8(task: Task, seeds: int, epochs: int) -> dict[str, Any]:
         same_compute = round(epochs * cost / small)
         accuracy = train(scratch, task, same_compute, seed, learning_rate=RATE)
         log.add("scratch-B", seed, scratch, accuracy, small * same_compute)
-    return {"task": task.name, "epochs": epochs, "fine_tuning_epochs": tuning, **_logged(log)}
+    return {"task": task.name, "epochs": epochs, "summary": log.summary(), "runs": log.runs}
 
 
 def transformer(
     task: Task,
-    trained: Callable[[int], tuple[Any, float]],
+    trained: Callable[[int], tuple[Any, float, float]],
     seeds: int,
     epochs: int,
     way: str,
     prune: Callable[[Any, Task], Any],
 ) -> dict[str, Any]:
-    tuning = max(1, epochs // 2)
     log = Log(task, macs(build_keyword_transformer()), epochs)
     for seed in range(seeds):
-        dense, accuracy = trained(seed)
+        dense, accuracy, longer_accuracy = trained(seed)
         cost = macs(dense)
         log.add("dense", seed, dense, accuracy, cost * epochs)
-        longer = plain_copy(dense)
-        accuracy = train(longer, task, tuning, seed)
-        log.add("dense, trained on", seed, longer, accuracy, cost * (epochs + tuning))
+        log.add("dense, trained on", seed, dense, longer_accuracy, cost * 2 * epochs)
         pruned = prune(dense, task)
-        accuracy = train(pruned, task, tuning, seed)
-        spent = cost * epochs + macs(pruned) * tuning
+        accuracy = train(pruned, task, epochs, seed)
+        spent = (cost + macs(pruned)) * epochs
         log.add(f"{way}, fine-tuned", seed, pruned, accuracy, spent)
-    return {"task": task.name, "epochs": epochs, "fine_tuning_epochs": tuning, **_logged(log)}
+    return {"task": task.name, "epochs": epochs, "summary": log.summary(), "runs": log.runs}
 
 
 def without_heads(model: Any, task: Task) -> Any:
@@ -177,10 +175,6 @@ def without_layers(model: Any, task: Task) -> Any:
     return ep.prune_layers(
         model, pruning_ratio=0.5, criterion="loss", data=(task.x_train, task.y_train)
     )
-
-
-def _logged(log: Log) -> dict[str, Any]:
-    return {"summary": log.summary(), "runs": log.runs}
 
 
 def latency(min_seconds: float) -> dict[str, Any]:
@@ -266,9 +260,10 @@ def main() -> None:
     spoken = cache(lambda: keywords(n_train=given.words))  # minutes to speak
 
     @cache
-    def trained(seed: int) -> tuple[Any, float]:
+    def trained(seed: int) -> tuple[Any, float, float]:
         model = fresh(build_keyword_transformer, seed)
-        return model, train(model, spoken(), given.epochs, seed)
+        accuracy = train(model, spoken(), given.epochs, seed)
+        return model, accuracy, train(plain_copy(model), spoken(), given.epochs, seed)
 
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         "resnet8": lambda: resnet8(glyphs(32, n_train=given.glyphs), given.seeds, given.epochs),
