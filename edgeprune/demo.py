@@ -8,7 +8,8 @@ from edgeprune.data import Dataset
 from edgeprune.errors import UnsupportedError
 from edgeprune.files import make_folder
 from edgeprune.models import import_keras, save_model
-from edgeprune.pipeline import CompressionReport, compress
+from edgeprune.outcome import CompressionReport
+from edgeprune.pipeline import compress
 from edgeprune.recipe import PRESETS, QuantizationSpec, SparsitySpec, TrainingSpec
 from edgeprune.training import Progress, fit
 

@@ -18,8 +18,10 @@ _PACKAGES = {
     "ai-edge-litert": ("verifies and measures", True),
     "numpy": ("arrays", True),
     "scikit-learn": ("the data of `edgeprune demo`", False),
+    "tflite-micro": ("microcontrollers, simulated", False),
+    "ethos-u-vela": ("Ethos-U accelerators, predicted", False),
 }
-_EXTRA_OF = {"scikit-learn": "demo"}
+_EXTRA_OF = {"scikit-learn": "demo", "tflite-micro": "mcu", "ethos-u-vela": "npu"}
 
 
 def check_environment() -> list[Check]:

@@ -1,12 +1,12 @@
 """The whole flow on a user's model: sparsity, quantization, export, devices, report."""
 
 import gzip
-import json
 import logging
 import re
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,76 +17,24 @@ from edgeprune.data import Dataset
 from edgeprune.errors import InputError
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
-from edgeprune.recipe import Recipe, StructureSpec
-from edgeprune.runs import RunFolder, identity_of, opened
+from edgeprune.outcome import CompressionReport, Row
+from edgeprune.recipe import Recipe, StructureSpec, load_stated
+from edgeprune.runs import RUN_FILE, RunFolder, identity_of, opened
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
+from edgeprune.targets import Devices, OnDevice, Targets, to_records
 from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
 
 if TYPE_CHECKING:
+    from edgeprune.devices.choices import Choice
     from edgeprune.devices.measurement import ModelBenchmark
+    from edgeprune.export.encode import Sparse
     from edgeprune.sparsity.patterns import Pattern
 
 _log = logging.getLogger(__name__)
 
 _BENCHMARK_FILE = "benchmark.json"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of the report: the baseline, a control or a result.
-
-    Attributes:
-      name: what it is, in words.
-      file: its file in the run's folder.
-      score_name: ``accuracy`` or ``mean squared error``, on the validation data.
-      score: the figure.
-      bytes: of the file.
-      gzip_bytes: of the file after gzip, level 9.
-      sparsity: fraction of zeros in a Keras model's kernels, or counted in the .tflite.
-      latency_ms: measured median on this machine; None for a Keras file, which no device runs.
-      relative_latency: of the float baseline's, pair by pair in one interleaved run.
-      parameters: of the Keras model that it is, or was converted from; counted, like `macs`, where
-        the recipe changes them.
-      macs: its multiply-accumulates; None also where they cannot be known.
-    """
-
-    name: str
-    file: str
-    score_name: str
-    score: float
-    bytes: int
-    gzip_bytes: int
-    sparsity: float
-    latency_ms: float | None = None
-    relative_latency: float | None = None
-    parameters: int | None = None
-    macs: int | None = None
-
-
-@dataclass(frozen=True)
-class CompressionReport:
-    """Before and after, side by side.
-
-    Attributes:
-      output: the run's folder.
-      rows: the baseline first, the result last.
-      stages: what each stage took and left: ``stage seconds score_name score sparsity parameters
-        macs file``, and where channels left, ``groups refused``.
-    """
-
-    output: Path
-    rows: tuple[Row, ...]
-    stages: tuple[dict[str, Any], ...]
-
-    def to_json(self) -> str:
-        """Return the report as one JSON document."""
-        document = {
-            "output": str(self.output),
-            "rows": [asdict(row) for row in self.rows],
-            "stages": list(self.stages),
-        }
-        return json.dumps(document, indent=2)
+_DEVICES = "devices"
 
 
 def compress(
@@ -95,6 +43,7 @@ def compress(
     recipe: Recipe | str | Path,
     output: str | Path,
     *,
+    device: Devices = (),
     restart: bool = False,
     unsafe: bool = False,
     quick: bool = True,
@@ -105,6 +54,10 @@ def compress(
     Every finished stage leaves its model and a line in ``run.json`` in `output`; the same call
     after a kill goes on with the first stage that was not finished.
 
+    Devices that are named choose what the recipe leaves open, see `edgeprune.devices.choices`;
+    refuse, before any training, what they cannot run or hold; and run the .tflite files in the
+    end, where they can be reached.
+
     Args:
       model: a Keras 3 or tf_keras model with one output, or the path of one; its own compiled
         loss and optimizer are used to train.
@@ -112,31 +65,45 @@ def compress(
         ``module:function``.
       recipe: a `Recipe`, a preset's name, or the path of a .toml file.
       output: folder for every file of the run; made if need be.
+      device: name or .toml file of the profile of a device that the model is for, or several.
+        Keys that a recipe's .toml file states, and values of a preset or a `Recipe` that are not
+        the default, win over what devices would choose.
       restart: throw away what an earlier run with another model, data or recipe left there.
       unsafe: load a .keras file that holds Python code (Lambda layers).
       quick: benchmark for about a second a model instead of ten.
       progress: called with (stage, fraction done, what it left in words once it is done).
 
     Raises:
-      InputError: the model, data or recipe cannot be used, or `output` holds another run.
+      InputError: the model, data, recipe or device cannot be used, or `output` holds another run.
+      UnsupportedError: a device cannot run the model, or cannot hold it.
       VerificationError: a converted model does not compute what the Keras model computes.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.load(recipe)
+    recipe, stated = load_stated(recipe)
+    targets = Targets(device)
     model, data = opened(
         model,
         data,
         unsafe,
         "compress takes one, to score it; use the callbacks in your own fit, then convert",
     )
+    _check(model, recipe)
+    recipe, choices = targets.settle(model, recipe, stated)
+    folder = make_folder(output)
+    run = _Run(model, data, recipe, targets, choices, folder, quick, progress)
+    run.folder.open(restart)
+    return run.finish()
+
+
+def _check(model: Any, recipe: Recipe) -> None:
+    """Refuse, before any training, a model that a stage of the recipe would refuse."""
     if recipe.structure is not None:
         from edgeprune.ways import check_structure
 
         check_structure(model, recipe.structure)
-    folder = make_folder(output)
-    run = _Run(model, data, recipe, folder, quick, progress)
-    run.folder.open(restart)
-    return run.finish()
+    if recipe.sparsity is not None and recipe.sparsity.rewrite_padding:
+        from edgeprune.structure.eligible import plan_sparse_eligible
+
+        plan_sparse_eligible(model)
 
 
 class _Run:
@@ -147,6 +114,8 @@ class _Run:
         model: Any,
         data: Dataset,
         recipe: Recipe,
+        targets: Targets,
+        choices: "tuple[Choice, ...]",
         folder: Path,
         quick: bool,
         progress: Progress | None,
@@ -154,6 +123,8 @@ class _Run:
         self.model = model
         self.data = data
         self.recipe = recipe
+        self.targets = targets
+        self.choices = choices
         self.quick = quick
         self.progress = progress
         self.details: dict[str, Any] = {}  # of the stage that runs, for its summary
@@ -161,7 +132,7 @@ class _Run:
         quantize = recipe.export.quantize
         files = ["baseline.keras", "baseline.tflite", f"baseline-{quantize}.tflite"]
         files += ["structured.keras", "sparse.keras", "quantized.keras", "model.tflite"]
-        identity = {"kind": "compress", **identity_of(model, data, recipe)}
+        identity = {"kind": "compress", **identity_of(model, data, recipe), **targets.identity}
         self.folder = RunFolder(folder, identity, Row, files, [_BENCHMARK_FILE])
 
     def finish(self) -> CompressionReport:
@@ -176,6 +147,9 @@ class _Run:
         finished = self.folder.finished
         if len(finished) == len(steps):
             self._tell("finished before", 1.0, f"{self.folder.path} shows that run; see --restart")
+        elif self.choices:
+            told = ", ".join(f"{c.name} {c.value}" for c in self.choices if c.value is not None)
+            self._tell("device choices", 1.0, told)
         for name, work in steps:
             if name in finished:
                 continue
@@ -186,33 +160,46 @@ class _Run:
                 "stage": name,
                 "seconds": round(time.perf_counter() - started, 2),
             }
+            if name != "benchmark":
+                keys = ("score_name", "score", "sparsity", "parameters", "macs", "file")
+                summary |= {key: getattr(rows[0], key) for key in keys}
+            summary |= self.details
+            self.details = {}
             if name == "benchmark":
                 self.folder.finish(summary, rows)
             else:
-                keys = ("score_name", "score", "sparsity", "parameters", "macs", "file")
-                summary |= {key: getattr(rows[0], key) for key in keys} | self.details
-                self.details = {}
                 between = name.startswith("structure ")  # a round before the last
                 self.folder.finish(summary, self.folder.rows + ([] if between else rows))
             self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[0]))
+        *stages, last = self.folder.stages
         return CompressionReport(
-            self.folder.path, tuple(self.folder.rows), tuple(self.folder.stages)
+            self.folder.path,
+            tuple(self.folder.rows),
+            (*stages, {key: value for key, value in last.items() if key != _DEVICES}),
+            self.choices,
+            tuple(
+                OnDevice.from_json(record, str(self.folder.path / RUN_FILE))
+                for record in last.get(_DEVICES, ())
+            ),
         )
 
     def _baseline(self) -> list[Row]:
         """The model as it came: in Keras, as float .tflite, and quantized without training."""
         save_model(plain_copy(self.model), self.folder.path / "baseline.keras")
         rows = [self._keras_row("Keras baseline", self.model, "baseline.keras")]
-        rows.append(self._tflite_row("float baseline", self.model, "baseline.tflite", "none"))
-        quantize = self.recipe.export.quantize
         recipe = self.recipe
+        quantize = recipe.export.quantize
+        # A model that is not pruned yet may have nothing to encode.
+        sparse: Sparse = "auto" if recipe.export.sparse == "on" else recipe.export.sparse
+        file = "baseline.tflite"
+        rows.append(self._tflite_row("float baseline", self.model, file, "none", sparse))
         trained = any((recipe.structure, recipe.sparsity, recipe.quantization))
         if quantize != "none" and trained:
-            rows.append(
-                self._tflite_row(
-                    f"{quantize} baseline", self.model, f"baseline-{quantize}.tflite", quantize
-                )
-            )
+            file = f"baseline-{quantize}.tflite"
+            name = f"{quantize} baseline"
+            rows.append(self._tflite_row(name, self.model, file, quantize, sparse))
+        if trained:
+            self.targets.check(self.folder.path / file, recipe)
         return rows
 
     def _structure_steps(self, spec: StructureSpec) -> list[tuple[str, Callable[[], list[Row]]]]:
@@ -263,6 +250,8 @@ class _Run:
         spec = self.recipe.sparsity
         assert spec is not None
         model = self._latest()
+        if spec.rewrite_padding:
+            model = _with_rewritten_padding(model)
         compile_like(model, self.model, self.data, self._rate(spec.learning_rate))
         pruning = MagnitudePruning(
             PolynomialDecay(
@@ -311,15 +300,21 @@ class _Run:
         if self.recipe.structure is not None:
             words.insert(0, "structured")
         name = " ".join(words) or "float"
-        return [self._tflite_row(name, self._latest(), "model.tflite", self.recipe.export.quantize)]
+        spec = self.recipe.export
+        model = self._latest()
+        return [self._tflite_row(name, model, "model.tflite", spec.quantize, spec.sparse)]
 
     def _benchmark(self) -> list[Row]:
         from edgeprune.devices.run import benchmark
 
         runnable = [row for row in self.folder.rows if row.file.endswith(".tflite")]
-        measured = benchmark([self.folder.path / row.file for row in runnable], quick=self.quick)
+        files = [self.folder.path / row.file for row in runnable]
+        measured = benchmark(files, quick=self.quick)
         with atomic_path(self.folder.path / _BENCHMARK_FILE) as path:
             path.write_text(measured.to_json(), encoding="utf-8")
+        if self.targets.profiles:
+            found = self.targets.measure(files, measured, self.quick, self.progress)
+            self.details = {_DEVICES: to_records(found)}
         results = dict(zip((row.file for row in runnable), measured, strict=True))
         return [
             _with_latency(row, results[row.file]) if row.file in results else row
@@ -347,7 +342,7 @@ class _Run:
             **self._sizes(model),
         )
 
-    def _tflite_row(self, name: str, model: Any, file: str, quantize: str) -> Row:
+    def _tflite_row(self, name: str, model: Any, file: str, quantize: str, sparse: "Sparse") -> Row:
         from edgeprune.export.convert import convert
         from edgeprune.export.verify import run_tflite
 
@@ -358,7 +353,7 @@ class _Run:
             quantize=quantize,
             calibration=self._calibration() if quantize in ("int8", "int16x8") else None,
             io=spec.io if quantize == "int8" else "float",
-            sparse=spec.sparse,
+            sparse=sparse,
         )
         for note in artifact.verification.notes if artifact.verification else ():
             _log.warning("%s: %s", file, note)
@@ -393,6 +388,14 @@ class _Run:
     def _tell(self, stage: str, fraction: float, note: str = "") -> None:
         if self.progress is not None:
             self.progress(stage, fraction, note)
+
+
+def _with_rewritten_padding(model: Any) -> Any:
+    from edgeprune.structure.eligible import FineTuningNeededWarning, make_sparse_eligible
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FineTuningNeededWarning)  # it is trained next
+        return make_sparse_eligible(model)
 
 
 def _in_words(row: Row) -> str:

@@ -127,6 +127,8 @@ class SparsitySpec:
       ranking: ``layer`` or ``global``.
       skip: names, name patterns or layer types that stay dense.
       learning_rate: of this stage; None takes the one of `TrainingSpec`.
+      rewrite_padding: first make convolutions pad as XNNPACK's sparse inference asks for; see
+        `edgeprune.make_sparse_eligible`.
     """
 
     final_sparsity: float = 0.8
@@ -136,6 +138,7 @@ class SparsitySpec:
     ranking: Literal["layer", "global"] = "layer"
     skip: tuple[str, ...] = ()
     learning_rate: float | None = None
+    rewrite_padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,12 @@ class Recipe:
                 f"recipe: [quantization] trains on the int8 grid, but [export] quantize is "
                 f"'{self.export.quantize}'; set it to 'int8' or leave [quantization] out"
             )
+        if self.export.sparse == "on" and self.export.quantize not in ("none", "float16"):
+            raise InputError(
+                f"recipe: export.sparse is 'on', but the weights of quantize "
+                f"'{self.export.quantize}' are never sparse-encoded: no runtime runs them so; set "
+                "quantize to 'none' or 'float16', or leave sparse out"
+            )
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> "Recipe":
@@ -200,16 +209,7 @@ class Recipe:
         Raises:
           InputError: no such preset or file, or the file is not a recipe; the key is named.
         """
-        name = str(name_or_path)
-        if name in PRESETS:
-            return PRESETS[name]
-        path = Path(name)
-        if path.suffix != ".toml":
-            raise InputError(
-                f"unknown recipe '{name}'; the presets are {', '.join(PRESETS)}; "
-                "a recipe of your own is a .toml file"
-            )
-        return cls.from_dict(read_toml(path, "recipe"), str(path))
+        return load_stated(name_or_path)[0]
 
     @classmethod
     def from_dict(cls, document: dict[str, Any], source: str = "recipe") -> "Recipe":
@@ -237,6 +237,45 @@ class Recipe:
             ]
             lines.append("")
         return "\n".join(lines)
+
+
+def load_stated(recipe: Recipe | str | Path) -> tuple[Recipe, frozenset[str]]:
+    """Return a recipe, and the paths of the keys that it states: ``export.quantize``, ...
+
+    A .toml file states the keys that are written in it, whatever their values. A preset, and a
+    `Recipe` made in Python, states each value that is not the default. What is not stated, a
+    device may choose.
+
+    Args:
+      recipe: a preset's name, the path of a .toml file, or a `Recipe`.
+
+    Raises:
+      InputError: no such preset or file, or the file is not a recipe; the key is named.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe, _not_default(recipe)
+    name = str(recipe)
+    if name in PRESETS:
+        return PRESETS[name], _not_default(PRESETS[name])
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise InputError(
+            f"unknown recipe '{name}'; the presets are {', '.join(PRESETS)}; "
+            "a recipe of your own is a .toml file"
+        )
+    document = read_toml(path, "recipe")
+    loaded = Recipe.from_dict(document, str(path))
+    return loaded, frozenset(f"{name}.{key}" for name in document for key in document[name])
+
+
+def _not_default(recipe: Recipe) -> frozenset[str]:
+    return frozenset(
+        f"{section.name}.{key}"
+        for section in dataclasses.fields(recipe)
+        if (spec := getattr(recipe, section.name)) is not None
+        for key, value in vars(spec).items()
+        if value != getattr(type(spec)(), key)
+    )
 
 
 def _check_ranges(spec: Any, prefix: str) -> None:

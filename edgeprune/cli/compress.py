@@ -21,6 +21,14 @@ from edgeprune.recipe import PRESETS
     required=True,
     help=f"A preset ({', '.join(PRESETS)}) or the path of a .toml file.",
 )
+@click.option(
+    "--device",
+    "devices",
+    metavar="NAME",
+    multiple=True,
+    help="What the model is for: a name that `edgeprune devices` lists, or a profile's .toml file. "
+    "It chooses what the recipe leaves open. Can be given several times.",
+)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder for all files of the run.")
 @click.option("--restart", is_flag=True, help="Replace what another run left in the folder.")
 @click.option(
@@ -45,6 +53,7 @@ def compress(
     model: Path,
     data: str,
     recipe: str,
+    devices: tuple[str, ...],
     output: Path,
     restart: bool,
     compare_ways: bool,
@@ -57,7 +66,13 @@ def compress(
 
     The model is trained further with its own compiled loss and optimizer where it has them.
     After a kill the same command goes on with the first unfinished stage.
+
+    A device named chooses the multiple of channels, the quantization and the encoding of zeros,
+    unless the recipe states them; what it cannot run or hold is refused before any training. In
+    the end the .tflite files are run on it, if it can be reached.
     """
+    if compare_ways and devices:
+        raise click.UsageError("--device has no meaning with --compare-ways; leave one out")
     if not compare_ways:
         for name, value in (("--seeds", seeds), ("--plot", plot)):
             if value is not None:
@@ -86,7 +101,14 @@ def compress(
             from edgeprune.pipeline import compress as run
 
             report = run(
-                model, data, recipe, output, restart=restart, unsafe=unsafe, progress=progress
+                model,
+                data,
+                recipe,
+                output,
+                device=devices,
+                restart=restart,
+                unsafe=unsafe,
+                progress=progress,
             )
     if not compare_ways:
         print_outcome(report, as_json)

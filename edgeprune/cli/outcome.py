@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from edgeprune.comparison import WayResult, WaysReport
-    from edgeprune.pipeline import CompressionReport
+    from edgeprune.outcome import CompressionReport
 
 
 def print_outcome(report: "CompressionReport", as_json: bool) -> None:
@@ -45,7 +45,38 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     ]
     print_table(columns, rows)
     click.echo("\nms: median latency of one inference, measured on this machine, 1 thread")
+    if report.devices:
+        _print_devices(report)
     click.echo(f"Files: {report.output}/ (result: {report.rows[-1].file})")
+
+
+def _print_devices(report: "CompressionReport") -> None:
+    """Print what the devices chose, and what the models do on each."""
+    from edgeprune.devices.measurement import Benchmark
+    from edgeprune.report.table import print_table
+
+    names = ", ".join(entry.device for entry in report.devices)
+    choices = [
+        (choice.name, _plain(choice.value), choice.reason) for choice in report.device_choices
+    ]
+    click.echo()
+    print_table(["choice", "value", "because"], choices, f"Chosen for {names}")
+    measured = Benchmark([row for entry in report.devices for row in entry.results])
+    for title, columns, rows in measured.tables():
+        click.echo()
+        print_table(columns, rows, title)
+    click.echo()
+    for note in measured.notes:
+        click.echo(f"note: {note}")
+    for entry in report.devices:
+        for line in entry.lines():
+            click.echo(line)
+
+
+def _plain(value: str | int | bool | None) -> str | None:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return None if value is None else str(value)
 
 
 def print_ways(report: "WaysReport", as_json: bool) -> None:

@@ -1,0 +1,214 @@
+"""What no device can run is refused before any training for it.
+
+Three times the same question is put, as more is known: of the recipe alone, of the model as the
+recipe will leave it, of the first file that was converted.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from edgeprune.devices.advice import Reason
+from edgeprune.devices.fitting import blockers, smallest_activations
+from edgeprune.devices.profile import Backend, DeviceProfile
+from edgeprune.devices.reach import VelaReach
+from edgeprune.devices.subject import Subject
+from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.export.graph import TfliteModel
+from edgeprune.export.micro import SUPPORTED_OPERATORS, unsupported_operators
+from edgeprune.export.tflite import read
+from edgeprune.recipe import Quantize, Recipe
+
+MISREADS: dict[Backend, str] = {"tflm": "TFLite Micro", "vela": "Vela"}
+"""Backends that take what is stored of sparse-encoded weights for all of them."""
+
+_WEIGHT_BYTES: dict[Quantize, int] = {"none": 4, "float16": 2}  # others: 1
+_ACTIVATION_BYTES: dict[Quantize, int] = {"int8": 1, "int16x8": 2}  # others: 4
+_MOST_REASONS = 3
+
+
+def check_recipe(recipe: Recipe, profiles: Sequence[DeviceProfile]) -> None:
+    """Refuse a recipe that asks for what one of the devices cannot take.
+
+    Raises:
+      InputError: the key and the device are named.
+    """
+    quantize = recipe.export.quantize
+    for profile in profiles:
+        runtime = MISREADS.get(profile.backend)
+        if runtime is None:
+            continue
+        if recipe.export.sparse == "on":
+            raise InputError(
+                f"recipe: export.sparse is 'on', but {profile.name} cannot take it: {runtime} "
+                "would misread sparse-encoded weights; set it to 'off', or leave it out"
+            )
+        if quantize in ("float16", "dynamic"):
+            raise InputError(
+                f"recipe: export.quantize is '{quantize}', but {profile.name} cannot take it: "
+                "TFLite Micro has no kernels for such weights beside float activations; set it to "
+                "'int8', or leave it out"
+            )
+
+
+def check_operators(subject: Subject, profiles: Sequence[DeviceProfile]) -> None:
+    """Refuse a model with operators that one of the devices lacks, or computes wrongly.
+
+    Raises:
+      UnsupportedError: they are named, with their layers.
+    """
+    found = {profile.name: blockers(subject, profile) for profile in profiles}
+    told = [f"{name} cannot run the model: {_few(why)}" for name, why in found.items() if why]
+    if told:
+        raise UnsupportedError(f"{'; '.join(told)}. Replace these layers; nothing was trained")
+
+
+def check_size(
+    subject: Subject,
+    recipe: Recipe,
+    profiles: Sequence[DeviceProfile],
+    smaller: Callable[[], Subject],
+) -> None:
+    """Refuse a model that one of the devices cannot hold, even as the recipe will leave it.
+
+    Only what cannot fit is refused: of the file its kernels are counted alone, without the zeros
+    that there will be, and of the arena what the largest operator reads and writes.
+
+    Args:
+      subject: the model as it is.
+      recipe: what will be done to it.
+      profiles: of the devices.
+      smaller: gives the model without the channels that the recipe, or clean-up, may remove; it
+        is called only if the model as it is does not fit.
+
+    Raises:
+      UnsupportedError: the device, what is needed and what there is are named.
+    """
+    if not any(_too_large(subject, recipe, profile) for profile in profiles):
+        return
+    least = smaller()
+    found = {profile.name: _too_large(least, recipe, profile) for profile in profiles}
+    told = [f"{name} cannot hold the model: {_few(why)}" for name, why in found.items() if why]
+    if told:
+        raise UnsupportedError(f"{'; '.join(told)}. Prune more channels; nothing was trained")
+
+
+def check_file(path: Path, recipe: Recipe, profiles: Sequence[DeviceProfile]) -> None:
+    """Refuse what shows only in a file, converted and quantized as the result will be.
+
+    What runs it on the device, TFLite Micro or Vela, is asked where it is installed. The size
+    counts only where no stage of the recipe makes the model smaller.
+
+    Args:
+      path: of the untrained model's file.
+      recipe: whose result will be like it.
+      profiles: of the devices.
+
+    Raises:
+      UnsupportedError: one of the devices does not run it, or cannot hold it.
+    """
+    shrinks = recipe.structure is not None or recipe.sparsity is not None
+    for profile in profiles:
+        if profile.backend == "tflm":
+            problem = _in_tflm(path, profile, shrinks)
+        elif isinstance(profile.reach, VelaReach):
+            problem = _in_vela(path, profile.reach)
+        else:
+            problem = None
+        if problem is None and not shrinks:
+            problem = over_flash(path, profile)
+        if problem is not None:
+            raise UnsupportedError(
+                f"{profile.name}, for the model as it is before training: {problem}; "
+                "nothing was trained"
+            )
+
+
+def over_flash(path: Path, profile: DeviceProfile) -> str | None:
+    """Say by how much a .tflite file exceeds the flash; None where it fits, or nothing is known."""
+    limit, size = profile.limits.flash_bytes, path.stat().st_size
+    # Vela encodes weights anew, and tells by itself what its file takes.
+    if limit is None or profile.backend == "vela" or size <= limit:
+        return None
+    return f"its file takes {size:,} bytes, more than the flash's {limit:,}"
+
+
+def _in_tflm(path: Path, profile: DeviceProfile, shrinks: bool) -> str | None:
+    from edgeprune.devices.tflm import simulate
+
+    if lacking := unsupported_operators(read(path)):
+        return f"TFLite Micro has no kernel for {', '.join(lacking)}"
+    try:
+        found = simulate(path, samples=1)
+    except UnsupportedError:  # not installed: what is listed above is all that is known
+        return None
+    if found.failure is not None or found.arena is None:
+        return found.failure
+    limit, needed = profile.limits.largest_arena_bytes, found.arena.smallest_bytes
+    if shrinks or limit is None or needed <= limit:
+        return None
+    return f"TFLite Micro needs an arena of {needed:,} bytes, and the largest is {limit:,}"
+
+
+def _in_vela(path: Path, reach: VelaReach) -> str | None:
+    from edgeprune.devices.vela import estimate, version
+
+    try:
+        version()
+    except UnsupportedError:  # not installed
+        return None
+    try:
+        left = {operator.op for operator in estimate(path, reach).cpu_operators}
+    except UnsupportedError as error:
+        return str(error)
+    # What the accelerator leaves is for TFLite Micro, on the CPU beside it.
+    if lacking := sorted(left - SUPPORTED_OPERATORS):
+        return f"neither the Ethos-U nor TFLite Micro beside it runs {', '.join(lacking)}"
+    return None
+
+
+def _too_large(subject: Subject, recipe: Recipe, profile: DeviceProfile) -> list[Reason]:
+    quantize, limits, found = recipe.export.quantize, profile.limits, []
+    if limits.flash_bytes is not None and profile.backend != "vela":
+        sparsity = 0.0 if recipe.sparsity is None else recipe.sparsity.final_sparsity
+        needed = least_bytes(subject.tflite, quantize, sparsity)
+        if needed > limits.flash_bytes:
+            found.append(
+                Reason(
+                    f"its weights alone take {needed:,} bytes ({quantize}), more than the flash's "
+                    f"{limits.flash_bytes:,}"
+                )
+            )
+    graph, arena = subject.tflite.subgraphs[0], limits.largest_arena_bytes
+    # Others than TFLite Micro may compute an operator in stripes.
+    if profile.backend == "tflm" and arena is not None and graph.operators:
+        needed, place = smallest_activations(graph, _ACTIVATION_BYTES.get(quantize, 4))
+        if needed > arena:
+            found.append(
+                Reason(
+                    f"reads and writes {needed:,} bytes at once ({quantize}), and the largest "
+                    f"arena is {arena:,}",
+                    subject.layer(graph.operators[place]),
+                )
+            )
+    return found
+
+
+def least_bytes(model: TfliteModel, quantize: Quantize, sparsity: float) -> int:
+    """Return what a file takes at least: its kernels, without the zeros there are or will be.
+
+    Args:
+      model: in float.
+      quantize: how its weights will be stored.
+      sparsity: that its kernels will have.
+    """
+    left = sum(
+        kernel.entries - max(kernel.zeros(), round(sparsity * kernel.entries))
+        for kernel in model.weights()
+    )
+    return left * _WEIGHT_BYTES.get(quantize, 1)
+
+
+def _few(reasons: Iterable[Reason]) -> str:
+    told = [str(reason) for reason in reasons]
+    more = len(told) - _MOST_REASONS
+    return "; ".join(told[:_MOST_REASONS] + ([f"and {more} more"] if more > 0 else []))
