@@ -163,6 +163,7 @@ def convert(
         },
         "inputs": [asdict(spec) for spec in program.inputs],
         "outputs": list(program.outputs),
+        "layers": _layer_names(program),
         "weights_encoding": encoding,
         "dead_channels": dead,
         "calibration_samples": 0 if columns is None else len(columns[0]),
@@ -273,6 +274,13 @@ def _program(
 
 def _stripped(model: Any, input_shape: Shapes | None) -> Program:
     return program_of(with_inputs(in_float32(strip(model)), input_shape))
+
+
+def _layer_names(program: Program) -> list[str]:
+    """List a Keras model's layers, by which those who read the file can tell what is what."""
+    if not hasattr(program.owner, "layers"):
+        return []
+    return list(dict.fromkeys(layer.name for _, layer in models.layers(program.owner)))
 
 
 def _token_limit(program: Program) -> int:
