@@ -14,16 +14,17 @@ from edgeprune.errors import InputError, UnsupportedError
 from edgeprune.files import atomic_path, check_target
 
 SUFFIXES = (".png", ".svg")
-_BEFORE, _AFTER, _INK, _FAINT = "#d9dee4", "#0072b2", "#22272e", "#6e7781"
+INK, FAINT, GRID = "#22272e", "#6e7781", "#d9dee4"
+_BEFORE, _AFTER = GRID, "#0072b2"
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: alike on every machine
     "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
-    "xtick.color": _FAINT,
-    "ytick.color": _INK,
+    "xtick.color": FAINT,
+    "ytick.color": INK,
     "svg.fonttype": "none",
     "svg.hashsalt": "edgeprune",
 }
@@ -95,10 +96,10 @@ def plot_channels(
     check_plot(path)
     columns = max(1, -(-len(bars) // _ROWS_IN_COLUMN))
     rows = max(1, -(-len(bars) // columns))
-    labels = max((len(_short(bar.name)) for bar in bars), default=1) * _LETTER_INCHES
+    labels = max((len(short(bar.name)) for bar in bars), default=1) * _LETTER_INCHES
     width = columns * (labels + 3.4)
     width = max(width, 6.0, len(title) * _TITLE_LETTER_INCHES)
-    with _figure(width, rows * _ROW_INCHES + 1.25, path) as figure:
+    with figure_of(width, rows * _ROW_INCHES + 1.25, path) as figure:
         figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
         longest = max((bar.before for bar in bars), default=1)
         grid = figure.subplots(1, columns, squeeze=False)[0]
@@ -124,15 +125,15 @@ def plot_scores(bars: Sequence[ScoreBar], path: Path, score_name: str, title: st
       InputError, UnsupportedError: see `check_plot`.
     """
     check_plot(path)
-    with _figure(8.0, 0.62 * len(bars) + 1.45, path) as figure:
+    with figure_of(8.0, 0.62 * len(bars) + 1.45, path) as figure:
         figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
         axes = figure.subplots()
         first = bars[0]
         spread = first.spread or 0.0
         axes.axvspan(first.mean - spread, first.mean + spread, color=_BEFORE, alpha=0.55, lw=0)
-        axes.axvline(first.mean, color=_FAINT, lw=1, ls=(0, (4, 3)))
+        axes.axvline(first.mean, color=FAINT, lw=1, ls=(0, (4, 3)))
         for row, bar in enumerate(bars):
-            colour = _FAINT if row == 0 else _AFTER
+            colour = FAINT if row == 0 else _AFTER
             axes.plot(
                 bar.scores, [row + 0.2] * len(bar.scores), "o", ms=4, mew=0, color=colour, alpha=0.4
             )
@@ -148,7 +149,7 @@ def plot_scores(bars: Sequence[ScoreBar], path: Path, score_name: str, title: st
                 fontsize=8.5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
             )
-            for text, up, size, ink in ((bar.name, -0.05, 9.5, _INK), (bar.note, 0.24, 8, _FAINT)):
+            for text, up, size, ink in ((bar.name, -0.05, 9.5, INK), (bar.note, 0.24, 8, FAINT)):
                 axes.text(
                     -0.015,
                     row + up,
@@ -165,8 +166,8 @@ def plot_scores(bars: Sequence[ScoreBar], path: Path, score_name: str, title: st
         seeds = max(len(bar.scores) for bar in bars)
         spread_words = "mean ± standard deviation; each seed a dot" if seeds > 1 else "one seed"
         axes.set_xlabel(f"{score_name} on the validation data ({spread_words})")
-        axes.grid(axis="x", color=_BEFORE, lw=0.6)
-        _bare(axes)
+        axes.grid(axis="x", color=GRID, lw=0.6)
+        bare(axes)
 
 
 def _channel_rows(
@@ -183,24 +184,25 @@ def _channel_rows(
             f"{bar.before} → {bar.after}" if changed else f"{bar.before}",
             va="center",
             fontsize=7.5,
-            color=_INK if changed else _FAINT,
+            color=INK if changed else FAINT,
         )
-    axes.set_yticks(places, [_short(bar.name) for bar in bars], fontsize=8)
+    axes.set_yticks(places, [short(bar.name) for bar in bars], fontsize=8)
     axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlim(0, longest * 1.22)
     axes.set_xlabel(unit)
-    axes.grid(axis="x", color=_BEFORE, lw=0.6)
-    _bare(axes)
+    axes.grid(axis="x", color=GRID, lw=0.6)
+    bare(axes)
 
 
-def _bare(axes: Any) -> None:
+def bare(axes: Any) -> None:
+    """Take the frame away, and put what is drawn before the grid."""
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """Shorten a path in its middle: its layer's own name, at the end, tells most."""
     if len(name) <= _LONGEST_NAME:
         return name
@@ -209,7 +211,7 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path) -> Iterator[Any]:
+def figure_of(width: float, height: float, path: Path) -> Iterator[Any]:
     """Yield a figure of this many inches, which is written once the caller has drawn on it."""
     matplotlib = _matplotlib()
     figure_module = importlib.import_module("matplotlib.figure")
