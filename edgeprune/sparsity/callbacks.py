@@ -10,12 +10,12 @@ import numpy as np
 
 from edgeprune import models
 from edgeprune.errors import InputError
-from edgeprune.sparsity.holding import HoldingCallback
+from edgeprune.sparsity.holding import MaskingCallback
 from edgeprune.sparsity.masks import HeldMasks
 from edgeprune.sparsity.patterns import Mask, Pattern, Unstructured
 from edgeprune.sparsity.saliency import Ranked, Ranking, choose_masks
 from edgeprune.sparsity.schedules import Schedule, check_sparsity
-from edgeprune.sparsity.scope import Scope, Selector
+from edgeprune.steps.scope import Scope, Selector, several
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class KernelSparsity:
     reached: bool
 
 
-class MagnitudePruning(HoldingCallback):
+class MagnitudePruning(MaskingCallback):
     """Prunes the weights of least magnitude during `fit`, step by step, and holds the zeros.
 
     Works with Keras 3 (on TensorFlow) and tf_keras, any optimizer and data, without wrapping or
@@ -130,8 +130,9 @@ class MagnitudePruning(HoldingCallback):
             if target > 0:
                 self.pattern.check(target)
         self._scope = Scope(
-            skip=_several(skip),
-            only=_several(only),
+            verb="prune",
+            skip=several(skip),
+            only=several(only),
             layers=targets,
             include_embeddings=include_embeddings,
             include_depthwise=include_depthwise,
@@ -272,7 +273,7 @@ class MagnitudePruning(HoldingCallback):
             )
 
 
-class PreserveSparsity(HoldingCallback):
+class PreserveSparsity(MaskingCallback):
     """Keeps every zero that the kernels have at the first step, to the end of training.
 
     For fine-tuning a pruned model, and for quantization-aware training that keeps its zeros
@@ -296,7 +297,3 @@ class PreserveSparsity(HoldingCallback):
                 stacklevel=2,
             )
         return masks
-
-
-def _several(selectors: Selector | Sequence[Selector]) -> Sequence[Selector]:
-    return (selectors,) if isinstance(selectors, str | type) else tuple(selectors)

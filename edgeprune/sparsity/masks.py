@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from edgeprune import models
 from edgeprune.sparsity.patterns import Mask
-
-keras: Any = models.import_keras()
+from edgeprune.steps.variables import across_replicas, moving_average, native, update
 
 # From this size on, XLA's fused pass over weight and mask, which also writes in place, saves
 # more than its launch costs (some 50 us); below, a plain select is quicker, and needs no compiling.
@@ -77,47 +76,18 @@ class HeldMasks:
 
     def hold(self) -> None:
         """Zero what the masks drop; may be traced into the graph of a training step."""
-        replica = tf.distribute.get_replica_context()
-        if replica is None or self._strategy.num_replicas_in_sync == 1:
-            self._hold(self._strategy)
-        else:
-            replica.merge_call(self._hold)
+        across_replicas(self._strategy, self._hold)
 
     def _hold(self, strategy: Any) -> None:
         for kernel, mask, zero in zip(self.kernels, self._masks, self._zero, strict=True):
-            average = moving_average(self._optimizer, kernel.variable)
-            for variable in (native(kernel.variable), average):
-                if variable is None:
-                    continue
-                if strategy.num_replicas_in_sync == 1:
-                    zero(variable, mask)
-                else:
-                    strategy.extended.update(variable, zero, args=(mask,), group=False)
+            for variable in (
+                native(kernel.variable),
+                moving_average(self._optimizer, kernel.variable),
+            ):
+                if variable is not None:
+                    update(strategy, variable, zero, mask)
 
 
 def _select(variable: Any, mask: Any) -> None:
     # A select, not a product: a product would leave -0.0 behind, and NaN.
     variable.assign(tf.where(mask, variable, tf.zeros([], variable.dtype)))
-
-
-def native(variable: Any) -> Any:
-    """Return the `tf.Variable` (or mirrored one) inside a `keras.Variable` or an autocast one."""
-    if isinstance(variable, keras.Variable):
-        return variable.value
-    return getattr(variable, "_variable", variable)
-
-
-def moving_average(optimizer: Any, variable: Any) -> Any:
-    """Return the average that an optimizer with `use_ema` keeps of a weight, or None."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not getattr(optimizer, "use_ema", False):
-        return None
-    # Private in both flavours, but Keras' own SwapEMAWeights reads the same list.
-    averages = getattr(optimizer, "_model_variables_moving_average", None)
-    if not averages:
-        return None
-    if isinstance(variable, keras.Variable):
-        average = averages[optimizer._get_variable_index(variable)]
-    else:
-        average = averages[optimizer._index_dict[optimizer._var_key(variable)]]
-    return None if average is None else native(average)

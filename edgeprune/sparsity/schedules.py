@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from edgeprune.errors import InputError
+from edgeprune.steps.window import check_window, last_due, resolve_step
 
 DEFAULT_FREQUENCY = 100
 # A ramp over a short fit still rises in at least this many steps, unless `frequency` is given.
@@ -76,7 +77,7 @@ class PolynomialDecay:
             )
         check_sparsity("initial_sparsity", self.initial_sparsity)
         check_sparsity("final_sparsity", self.final_sparsity)
-        _check_steps(self.begin_step, self.end_step, self.frequency, endless=False)
+        check_window(self.begin_step, self.end_step, self.frequency)
         if not self.power > 0:
             raise InputError(f"power must be above 0; got {self.power}")
 
@@ -96,7 +97,7 @@ class PolynomialDecay:
 
     def last_due(self, step: int) -> int | None:
         """Return the last step up to `step` at which masks are chosen anew; None before any."""
-        return _last_due(step, *_absolute(self))
+        return last_due(step, *_absolute(self))
 
     def is_due(self, previous_step: int, step: int) -> bool:
         """Tell whether masks are chosen anew at a step in (previous_step, step]."""
@@ -109,10 +110,12 @@ class PolynomialDecay:
         Raises:
           InputError: begin or end is a fraction, and the fit's length is not known.
         """
-        begin = _resolve(
+        begin = resolve_step(
             0.0 if self.begin_step is None else self.begin_step, first_step, total_steps
         )
-        end = _resolve(0.75 if self.end_step is None else self.end_step, first_step, total_steps)
+        end = resolve_step(
+            0.75 if self.end_step is None else self.end_step, first_step, total_steps
+        )
         if end < begin:
             raise InputError(
                 f"begin_step {self.begin_step} comes to step {begin} in this fit, after end_step "
@@ -156,7 +159,7 @@ class ConstantSparsity:
 
     def __post_init__(self) -> None:
         check_sparsity("target_sparsity", self.target_sparsity)
-        _check_steps(self.begin_step, self.end_step, self.frequency, endless=True)
+        check_window(self.begin_step, self.end_step, self.frequency, endless=True)
 
     @property
     def target(self) -> float:
@@ -169,7 +172,7 @@ class ConstantSparsity:
 
     def last_due(self, step: int) -> int | None:
         """Return the last step up to `step` at which masks are chosen anew; None before any."""
-        return _last_due(step, *_absolute(self))
+        return last_due(step, *_absolute(self))
 
     def is_due(self, previous_step: int, step: int) -> bool:
         """Tell whether masks are chosen anew at a step in (previous_step, step]."""
@@ -185,8 +188,8 @@ class ConstantSparsity:
         if self.begin_step is None:
             begin = first_step
         else:
-            begin = _resolve(self.begin_step, first_step, total_steps)
-        end = -1 if self.end_step == -1 else _resolve(self.end_step, first_step, total_steps)
+            begin = resolve_step(self.begin_step, first_step, total_steps)
+        end = -1 if self.end_step == -1 else resolve_step(self.end_step, first_step, total_steps)
         return replace(self, begin_step=begin, end_step=end)
 
     def with_target(self, target: float) -> "ConstantSparsity":
@@ -207,35 +210,6 @@ def check_sparsity(name: str, value: float) -> None:
     raise InputError(f"{name} is a fraction in [0, 1); got {value!r}{hint}")
 
 
-def _check_steps(
-    begin: int | float | None, end: int | float | None, frequency: int | None, *, endless: bool
-) -> None:
-    for name, value in (("begin_step", begin), ("end_step", end)):
-        if value is None or (name == "end_step" and endless and value == -1):
-            continue
-        if isinstance(value, float) and not 0 <= value <= 1:
-            raise InputError(
-                f"{name} as a float is a fraction of the fit's steps, in [0, 1]; got {value}"
-            )
-        if value < 0:
-            raise InputError(f"{name} must be 0 or more; got {value}")
-    if type(begin) is type(end) and begin is not None and end != -1 and end < begin:  # type: ignore[operator]  # same type, neither None
-        raise InputError(f"begin_step {begin} lies after end_step {end}")
-    if frequency is not None and frequency < 1:
-        raise InputError(f"frequency must be 1 or more; got {frequency}")
-
-
-def _resolve(step: int | float, first_step: int, total_steps: int | None) -> int:
-    if not isinstance(step, float):
-        return step
-    if total_steps is None:
-        raise InputError(
-            "begin_step and end_step are fractions of a fit whose length is not known; "
-            "give steps_per_epoch to fit, or whole steps to the schedule"
-        )
-    return first_step + round(step * total_steps)
-
-
 def _absolute(schedule: PolynomialDecay | ConstantSparsity) -> tuple[int, int, int]:
     begin, end, frequency = schedule.begin_step, schedule.end_step, schedule.frequency
     if not isinstance(begin, int) or not isinstance(end, int):
@@ -244,11 +218,3 @@ def _absolute(schedule: PolynomialDecay | ConstantSparsity) -> tuple[int, int, i
             "call resolve(first_step, total_steps) first"
         )
     return begin, end, DEFAULT_FREQUENCY if frequency is None else frequency
-
-
-def _last_due(step: int, begin: int, end: int, frequency: int) -> int | None:
-    if step < begin:
-        return None
-    if end != -1 and step >= end:
-        return end
-    return begin + (step - begin) // frequency * frequency

@@ -16,8 +16,8 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 k = importlib.import_module(sys.argv[1])
 from edgeprune import models
 from edgeprune.sparsity.callbacks import MagnitudePruning, PreserveSparsity
-from edgeprune.sparsity.masks import native
 from edgeprune.sparsity.schedules import PolynomialDecay
+from edgeprune.steps.variables import native
 
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(64, 300)).astype("float32"), rng.normal(size=(64, 4))

@@ -1,43 +1,46 @@
-"""Choose which kernels of a model are pruned."""
+"""Choose which kernels of a model a callback acts on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from edgeprune import models
 from edgeprune.errors import InputError
 
 # A kernel name or pattern, a layer path or name, a layer class name, or a layer class.
 Selector = str | type
+T = TypeVar("T")
 _NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Scope:
-    """What to prune of a model.
+class Scope(Generic[T]):
+    """What to act on of a model.
 
     Attributes:
+      verb: what is done to it, for messages: ``prune``.
       skip: kernels left alone; wins over `only`.
-      only: if given, the only ones pruned.
-      layers: (selector, sparsity) pairs; the first that matches gives a kernel its own target.
-      include_embeddings: also prune Embedding tables.
-      include_depthwise: also prune depthwise kernels.
+      only: if given, the only ones taken.
+      layers: (selector, target) pairs; the first that matches gives a kernel its own target.
+      include_embeddings: also take Embedding tables.
+      include_depthwise: also take depthwise kernels.
     """
 
+    verb: str
     skip: Sequence[Selector] = ()
     only: Sequence[Selector] = ()
-    layers: Sequence[tuple[Selector, float]] = ()
+    layers: Sequence[tuple[Selector, T]] = ()
     include_embeddings: bool = False
     include_depthwise: bool = False
 
-    def select(self, model: Any) -> list[tuple[models.Kernel, float | None]]:
-        """List the kernels to prune, each with its own target or None for the schedule's.
+    def select(self, model: Any) -> list[tuple[models.Kernel, T | None]]:
+        """List the kernels to act on, each with its own target or None for that of all.
 
         Frozen weights are left out.
 
         Raises:
-          InputError: a selector matches no kernel, or nothing is left to prune.
+          InputError: a selector matches no kernel, or nothing is left.
         """
         kernels = models.kernels(model)
         holders = dict(models.layers(model))
@@ -65,7 +68,7 @@ class Scope:
         kinds |= {"embedding"} if self.include_embeddings else set()
         kinds |= {"depthwise"} if self.include_depthwise else set()
         trainable = {id(variable) for variable in model.trainable_variables}
-        chosen: list[tuple[models.Kernel, float | None]] = []
+        chosen: list[tuple[models.Kernel, T | None]] = []
         for kernel in kernels:
             wanted = not self.only or any(matches(kernel, selector) for selector in self.only)
             if (
@@ -78,10 +81,16 @@ class Scope:
                 chosen.append((kernel, next(own, None)))
         if not chosen:
             raise InputError(
-                f"nothing to prune in model '{model.name}': of its {len(kernels)} kernels all are "
-                "frozen, skipped, or of a kind that stays dense by default (embeddings, depthwise)"
+                f"nothing to {self.verb} in model '{model.name}': of its {len(kernels)} kernels "
+                "all are frozen, skipped, or of a kind that is left alone by default "
+                "(embeddings, depthwise)"
             )
         return chosen
+
+
+def several(selectors: Selector | Sequence[Selector]) -> Sequence[Selector]:
+    """Return selectors as a sequence, where one alone may be given."""
+    return (selectors,) if isinstance(selectors, str | type) else tuple(selectors)
 
 
 def _holders(kernel: models.Kernel, holders: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 import pytest
 
 from edgeprune.errors import InputError
-from edgeprune.sparsity.scope import Scope
+from edgeprune.steps.scope import Scope
 
 ALL = {"shared", "lstm", "gru", "attention", "einsum", "conv1d", "separable", "transpose"}
 ALL |= {"timed", "head"}
@@ -32,7 +32,7 @@ def everything(k):
 
 
 def names(model, **arguments):
-    return [kernel.name for kernel, _ in Scope(**arguments).select(model)]
+    return [kernel.name for kernel, _ in Scope("prune", **arguments).select(model)]
 
 
 def layers_of(model, **arguments):
@@ -73,7 +73,9 @@ def test_skip_and_only_by_class(everything, k):
 
 
 def test_own_targets_are_those_of_the_first_match(everything):
-    chosen = Scope(layers=[("lstm", 0.25), ("LSTM", 0.5), ("conv1d", 0.75)]).select(everything)
+    chosen = Scope("prune", layers=[("lstm", 0.25), ("LSTM", 0.5), ("conv1d", 0.75)]).select(
+        everything
+    )
     targets = {kernel.name: target for kernel, target in chosen}
     assert {target for name, target in targets.items() if "lstm" in name} == {0.25}
     assert targets["conv1d/kernel"] == 0.75

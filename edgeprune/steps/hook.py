@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from edgeprune.sparsity.building import build
+from edgeprune.steps.building import build
 
 
 class StepListener(Protocol):
@@ -11,6 +11,8 @@ class StepListener(Protocol):
 
     # Set before each execution that it takes part in; a fit that died leaves it unset.
     armed: bool
+    # Listeners act in this order.
+    order: int
 
     def before_execution(self) -> None:
         """Act before an execution, outside any graph; the model is built."""
@@ -53,6 +55,7 @@ class StepHook:
     def join(self, listener: StepListener) -> None:
         """Let a listener take part from the next execution on."""
         self._listeners.append(listener)
+        self._listeners.sort(key=lambda one: one.order)
         self._rebuild()
 
     def leave(self, listener: StepListener) -> None:

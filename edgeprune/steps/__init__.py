@@ -1,0 +1,1 @@
+"""Callbacks that act inside every training step: what sparsity and clustering share."""
