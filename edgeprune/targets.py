@@ -22,7 +22,6 @@ Device = str | os.PathLike[str]
 Devices = Device | Iterable[Device]
 
 HERE = "local"
-_MAX_RATIO = 0.9  # of what a group of channels may lose, where a recipe does not say
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,20 @@ class OnDevice:
         except (TypeError, KeyError) as error:
             raise InputError(f"{where} is no record of a device's results") from error
 
-    def lines(self) -> list[str]:
-        """Say whether the result fits, and what it leaves of each memory."""
+    @property
+    def verdict(self) -> str:
+        """Whether the result fits, and what it takes of each memory; or why that is not known."""
         if self.reason is not None:
-            said = [f"{self.device}: no figures: {self.reason}"]
-            return said + ([f"{self.device}: the result does not fit"] * (self.fits is False))
+            return f"no figures: {self.reason}" + "; does not fit" * (self.fits is False)
         room = self.results[-1].details.get("room") or {}
-        told = ", ".join(
+        taken = ", ".join(
             f"{memory} {entry['limit_bytes'] - entry['spare_bytes']:,} of "
-            f"{entry['limit_bytes']:,} bytes"
+            f"{entry['limit_bytes']:,} bytes ({self.kind})"
             for memory, entry in room.items()
             if entry["spare_bytes"] is not None
         )
-        if self.fits is None:
-            return [f"{self.device}: {told}"] if told else []
-        verdict = "the result fits" if self.fits else "the result does not fit"
-        return [f"{self.device} ({self.kind}): {verdict}{': ' if told else ''}{told}"]
+        words = {None: "", True: "the result fits", False: "the result does not fit"}[self.fits]
+        return ": ".join(part for part in (words, taken) if part)
 
 
 class Targets:
@@ -159,7 +156,7 @@ class Targets:
                 except EdgepruneError as error:
                     reason = str(error)
             found.append(_on_device(profile, files[-1], results, reason))
-            tell(stage, 1.0, "; ".join(found[-1].lines()))
+            tell(stage, 1.0, found[-1].verdict)
         return found
 
 
@@ -193,14 +190,16 @@ def _at_most(spec: StructureSpec) -> StructureSpec:
     With ranking ``group`` widths follow from the budget alone. Ranked over all layers, any of them
     may end at its limit.
     """
+    from edgeprune.structure.request import PruningRequest
+
     if spec.ranking == "group":
         return replace(spec, criterion="l2")
-    limit = _MAX_RATIO if spec.max_ratio is None else spec.max_ratio
+    request = PruningRequest(pruning_ratio=spec.pruning_ratio or 0.0, max_ratio=spec.max_ratio)
     return replace(
         spec,
         criterion="l2",
         ranking="group",
-        pruning_ratio=max(limit, spec.pruning_ratio or 0),
+        pruning_ratio=request.limits.max_ratio,
         target_macs=None,
         target_parameters=None,
     )

@@ -69,8 +69,8 @@ def _print_devices(report: "CompressionReport") -> None:
     for note in measured.notes:
         click.echo(f"note: {note}")
     for entry in report.devices:
-        for line in entry.lines():
-            click.echo(line)
+        if entry.verdict:
+            click.echo(f"{entry.device}: {entry.verdict}")
 
 
 def _plain(value: str | int | bool | None) -> str | None:

@@ -201,6 +201,8 @@ class _Deciding:
         wanted, reason = False, "zeros run sparse in float only, where XNNPACK has kernels for it"
         if quantize == "none" and self._sparse_devices:
             wanted, reason = self._sparse_inference.rewrites, self._sparse_inference.why
+            if self._sparse_inference.runs and not wanted:
+                reason += " as it is"
         if "sparsity.rewrite_padding" in self._stated:
             return self._by_recipe(name, spec.rewrite_padding, wanted, source)
         return Choice(name, wanted, reason, source)
@@ -250,7 +252,7 @@ class _Deciding:
         after = techniques.sparse_float(subject, fast[0])
         if after.effect != "faster":
             return _SparseInference(False, False, str(after.reasons[0]))
-        return _SparseInference(True, True, f"{there} once {names} pad alike on every side")
+        return _SparseInference(True, True, f"{there} once padding is rewritten in {names}")
 
     def _rewritten(self) -> tuple[str, Subject] | None:
         """Rewrite padding in a copy; return the layers' names and the copy, if there are any."""

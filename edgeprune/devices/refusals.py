@@ -12,7 +12,7 @@ from edgeprune.devices.fitting import blockers, smallest_activations
 from edgeprune.devices.profile import Backend, DeviceProfile
 from edgeprune.devices.reach import VelaReach
 from edgeprune.devices.subject import Subject
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 from edgeprune.export.graph import TfliteModel
 from edgeprune.export.micro import SUPPORTED_OPERATORS, unsupported_operators
 from edgeprune.export.tflite import read
@@ -45,8 +45,8 @@ def check_recipe(recipe: Recipe, profiles: Sequence[DeviceProfile]) -> None:
         if quantize in ("float16", "dynamic"):
             raise InputError(
                 f"recipe: export.quantize is '{quantize}', but {profile.name} cannot take it: "
-                "TFLite Micro has no kernels for such weights beside float activations; set it to "
-                "'int8', or leave it out"
+                "TFLite Micro, which runs models or their rest there, has no kernels for such "
+                "weights; set it to 'int8', or leave it out"
             )
 
 
@@ -70,8 +70,9 @@ def check_size(
 ) -> None:
     """Refuse a model that one of the devices cannot hold, even as the recipe will leave it.
 
-    Only what cannot fit is refused: of the file its kernels are counted alone, without the zeros
-    that there will be, and of the arena what the largest operator reads and writes.
+    Of the file its kernels are counted alone, and zeros only where they are stored as such; of
+    the arena, what the largest operator reads and writes. A model that is larger never fits, but
+    for channels that die while it is trained: those cannot be foreseen.
 
     Args:
       subject: the model as it is.
@@ -87,9 +88,16 @@ def check_size(
         return
     least = smaller()
     found = {profile.name: _too_large(least, recipe, profile) for profile in profiles}
-    told = [f"{name} cannot hold the model: {_few(why)}" for name, why in found.items() if why]
+    told = [
+        f"{name} cannot hold the model, even as the recipe would leave it: {_few(why)}"
+        for name, why in found.items()
+        if why
+    ]
     if told:
-        raise UnsupportedError(f"{'; '.join(told)}. Prune more channels; nothing was trained")
+        raise UnsupportedError(
+            f"{'; '.join(told)}. Remove more channels ([structure]), or take smaller inputs; "
+            "nothing was trained"
+        )
 
 
 def check_file(path: Path, recipe: Recipe, profiles: Sequence[DeviceProfile]) -> None:
@@ -106,7 +114,7 @@ def check_file(path: Path, recipe: Recipe, profiles: Sequence[DeviceProfile]) ->
     Raises:
       UnsupportedError: one of the devices does not run it, or cannot hold it.
     """
-    shrinks = recipe.structure is not None or recipe.sparsity is not None
+    shrinks = recipe.structure is not None or _zeros_leave(recipe)
     for profile in profiles:
         if profile.backend == "tflm":
             problem = _in_tflm(path, profile, shrinks)
@@ -139,7 +147,7 @@ def _in_tflm(path: Path, profile: DeviceProfile, shrinks: bool) -> str | None:
         return f"TFLite Micro has no kernel for {', '.join(lacking)}"
     try:
         found = simulate(path, samples=1)
-    except UnsupportedError:  # not installed: what is listed above is all that is known
+    except EdgepruneError:  # not installed, or broken: its operators are all that is known
         return None
     if found.failure is not None or found.arena is None:
         return found.failure
@@ -169,13 +177,13 @@ def _in_vela(path: Path, reach: VelaReach) -> str | None:
 def _too_large(subject: Subject, recipe: Recipe, profile: DeviceProfile) -> list[Reason]:
     quantize, limits, found = recipe.export.quantize, profile.limits, []
     if limits.flash_bytes is not None and profile.backend != "vela":
-        sparsity = 0.0 if recipe.sparsity is None else recipe.sparsity.final_sparsity
-        needed = least_bytes(subject.tflite, quantize, sparsity)
+        needed = _least_bytes(subject.tflite, recipe)
         if needed > limits.flash_bytes:
             found.append(
                 Reason(
-                    f"its weights alone take {needed:,} bytes ({quantize}), more than the flash's "
-                    f"{limits.flash_bytes:,}"
+                    f"its weights alone take {needed:,} bytes ({quantize}"
+                    + ("" if _zeros_leave(recipe) else ", zeros included")
+                    + f"), more than the flash's {limits.flash_bytes:,}"
                 )
             )
     graph, arena = subject.tflite.subgraphs[0], limits.largest_arena_bytes
@@ -193,19 +201,20 @@ def _too_large(subject: Subject, recipe: Recipe, profile: DeviceProfile) -> list
     return found
 
 
-def least_bytes(model: TfliteModel, quantize: Quantize, sparsity: float) -> int:
-    """Return what a file takes at least: its kernels, without the zeros there are or will be.
+def _least_bytes(model: TfliteModel, recipe: Recipe) -> int:
+    """Return what the kernels of a float model will take in the result's file."""
+    left = 0
+    for kernel in model.weights():
+        left += kernel.entries
+        if _zeros_leave(recipe):
+            sparsity = 0.0 if recipe.sparsity is None else recipe.sparsity.final_sparsity
+            left -= max(kernel.zeros(), round(sparsity * kernel.entries))
+    return left * _WEIGHT_BYTES.get(recipe.export.quantize, 1)
 
-    Args:
-      model: in float.
-      quantize: how its weights will be stored.
-      sparsity: that its kernels will have.
-    """
-    left = sum(
-        kernel.entries - max(kernel.zeros(), round(sparsity * kernel.entries))
-        for kernel in model.weights()
-    )
-    return left * _WEIGHT_BYTES.get(quantize, 1)
+
+def _zeros_leave(recipe: Recipe) -> bool:
+    """Tell whether zeros may be left out of the file: sparse-encoded."""
+    return recipe.export.sparse != "off"
 
 
 def _few(reasons: Iterable[Reason]) -> str:
