@@ -47,6 +47,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from array import array
 from pathlib import Path
 
@@ -58,6 +59,8 @@ RUNTIMES = {
 }
 DEFAULTS = {"starts": 3, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
 QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
+PASSES = 3  # over all operators of a model, when each is timed alone
+PASS_RUNS = 5  # of each operator in a pass, at least
 PROGRESS = "[bench] "
 INTERRUPTED = 130
 # TFLite's log, and absl's as TensorFlow uses it at import
@@ -134,7 +137,21 @@ class Runtime:
             except (ValueError, RuntimeError, SystemError) as error:
                 raise self._explain(error, path) from None
             init_ns = time.perf_counter_ns() - begin
-        return Loaded(interpreter, path, init_ns, free_batch, seed)
+        return Loaded(
+            interpreter, path, init_ns, free_batch, random_inputs(interpreter, seed, path)
+        )
+
+    def load_part(self, content, threads, values):
+        """Load a small model that edgeprune cut out of another, with these values as its inputs."""
+        with without_info():
+            interpreter = self.interpreter(model_content=content, num_threads=threads)
+            details = interpreter.get_input_details()
+            inputs = [(details[i]["index"], values[i]) for i in range(len(details))]
+            for i, (index, value) in enumerate(inputs):
+                if tuple(details[i]["shape"]) != value.shape:  # it is known at run time only
+                    interpreter.resize_tensor_input(index, value.shape)
+            interpreter.allocate_tensors()
+        return Loaded(interpreter, "part", 0, False, inputs)
 
     @staticmethod
     def _fix_batch(interpreter, path):
@@ -210,19 +227,16 @@ def without_info():
 class Loaded:
     """One model, ready to run."""
 
-    def __init__(self, interpreter, path, init_ns, free_batch, seed):
+    def __init__(self, interpreter, path, init_ns, free_batch, inputs):
         self.path = path
         self.init_ns = init_ns
         self.free_batch = free_batch
         self.interpreter = interpreter
-        self._inputs = [
-            (detail["index"], random_input(detail, seed, path))
-            for detail in interpreter.get_input_details()
-        ]
+        self.inputs = inputs
 
     def run(self):
         """Set the inputs, run once, return the nanoseconds that `invoke` took."""
-        for index, value in self._inputs:
+        for index, value in self.inputs:
             self.interpreter.set_tensor(index, value)
         invoke = self.interpreter.invoke
         begin = time.perf_counter_ns()
@@ -235,6 +249,12 @@ class Loaded:
             return self.run()
         except (ValueError, RuntimeError) as error:
             raise BenchError(f"{self.path}: the model fails when it runs ({error})") from None
+
+
+def random_inputs(interpreter, seed, path):
+    """Return (index, random array) for each input of a model."""
+    details = interpreter.get_input_details()
+    return [(detail["index"], random_input(detail, seed, path)) for detail in details]
 
 
 def random_input(detail, seed, path="model"):
@@ -504,6 +524,79 @@ def drift(rounds):
     return change if apart and abs(change) > DRIFT else 0.0
 
 
+# --- one model, operator by operator ----------------------------------------------------------
+
+
+def time_operators(runtime, inputs, archive, threads, seconds):
+    """Time each operator of a model alone, on the values that reach it in the whole model.
+
+    Args:
+      runtime: to run with.
+      inputs: values of the whole model's inputs.
+      archive: path of a .zip in which edgeprune put each operator as a model of its own.
+      threads: of one inference.
+      seconds: of timing in all, at least.
+
+    Returns:
+      ``parts``: for each operator its nanoseconds or the reason why there are none; ``call_ns``:
+      what running a model without operators takes, which is in each of them.
+    """
+    try:
+        with zipfile.ZipFile(archive) as stored:
+            manifest = json.loads(stored.read("parts.json"))
+            contents = [part["file"] and stored.read(part["file"]) for part in manifest["parts"]]
+            empty = stored.read("empty.tflite")
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise BenchError(f"{archive}: not an archive of operators ({error})") from None
+    share = seconds / PASSES / max(len(contents), 1)
+    times = [[] for _ in contents]
+    reasons = [part["reason"] for part in manifest["parts"]]
+    calls = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(PASSES):
+            calls += time_part(runtime, empty, threads, inputs[:1], share)[0]
+            values = {index: inputs[i] for i, index in enumerate(manifest["inputs"])}
+            for number, part in enumerate(manifest["parts"]):
+                try:
+                    own = [values[index] for index in part["inputs"]]
+                    if reasons[number] is None:
+                        found, made = time_part(runtime, contents[number], threads, own, share)
+                        times[number] += found
+                        values.update((index, made[i]) for i, index in enumerate(part["outputs"]))
+                except KeyError:
+                    reasons[number] = "what it reads was not computed"
+                except (ValueError, RuntimeError) as error:
+                    reasons[number] = f"it does not run alone ({error})"
+                for index in part["last_uses"]:
+                    values.pop(index, None)
+    finally:
+        gc.enable()
+    return {
+        "call_ns": statistics.median(calls),
+        "parts": [
+            {"ns": statistics.median(times[i])}
+            if reason is None
+            else {"reason": " ".join(str(reason).split())}
+            for i, reason in enumerate(reasons)
+        ],
+    }
+
+
+def time_part(runtime, content, threads, values, seconds):
+    """Time one small model; return [its median in nanoseconds], and its outputs."""
+    part = runtime.load_part(content, threads, values)
+    part.run()
+    samples = []
+    end = time.perf_counter() + seconds
+    while len(samples) < PASS_RUNS or time.perf_counter() < end:
+        samples.append(part.run())
+    get = part.interpreter.get_tensor
+    made = [get(detail["index"]) for detail in part.interpreter.get_output_details()]
+    return [statistics.median(samples)], made
+
+
 # --- the environment --------------------------------------------------------------------------
 
 
@@ -684,10 +777,18 @@ def benchmark(options):
     after = state()
     described, missing = environment(before, after)
     about = (described, missing, doubts(before, after, rounds[0]), protocol(options))
-    return [
+    found = [
         result(options, i, names[i], runtime, alone[i], samples[i], (rounds[i], rounds[0]), about)
         for i in range(len(models))
     ]
+    for i, archive in enumerate(options.operators or ()):
+        say(f"{names[i]}: each operator alone")
+        inputs = [value for _, value in models[i].inputs]
+        seconds = options.min_seconds
+        found[i]["per_operator"] = time_operators(
+            runtime, inputs, archive, options.threads, seconds
+        )
+    return found
 
 
 def result(options, number, name, runtime, alone, samples, rounds, about):
@@ -811,11 +912,14 @@ def parse(arguments):
     parser.add_argument("--name", action="append", help="name of a model; once for each, in order")
     parser.add_argument("--device", help="name of this device in the result [board or host name]")
     # For the processes that this script and edgeprune start.
+    parser.add_argument("--operators", action="append", help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--errors-as-json", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.name and len(options.name) != len(options.models):
         parser.error(f"{len(options.name)} --name for {len(options.models)} models: give each one")
+    if options.operators and len(options.operators) != len(options.models):
+        parser.error(f"{len(options.operators)} --operators for {len(options.models)} models")
     for key, value in (QUICK if options.quick else DEFAULTS).items():
         if getattr(options, key) is None:
             setattr(options, key, value)

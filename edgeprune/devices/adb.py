@@ -11,20 +11,22 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from edgeprune.devices import benchmark_model, process, script
-from edgeprune.devices.benchmark_model import ROUNDS, Run
+from edgeprune.devices.benchmark_model import ROUNDS, Node, Run
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.profiling import doubts
+from edgeprune.devices.profiling_xnnpack import nodes_profile
 from edgeprune.devices.reach import AdbReach
 from edgeprune.devices.reachable import probe
 from edgeprune.devices.remote import remote_command, shell_script
-from edgeprune.errors import EdgepruneError, UnsupportedError
+from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 from edgeprune.files import sha256
 
 _CALL_SECONDS = 60
@@ -203,6 +205,11 @@ def _measure(
         for number in benchmark_model.order(round_number, len(models)):
             rounds[number].append(once(number, **share))
     after = _state(device)
+    profiles = [
+        _profile(device, [*command, *benchmark_model.flags(file, threads, **share)], model)
+        for file, model in zip(files, models, strict=True)
+        if options.per_operator
+    ]
     environment |= _pairs(before, after, missing)
     warnings = _doubts(environment, after, [one.timed.typical for one in rounds[0]])
     common = {
@@ -224,10 +231,35 @@ def _measure(
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
-    return [
+    rows = [
         _row(name, Path(model), starts[number], rounds[number], rounds[0], missing, common)
         for number, (name, model) in enumerate(zip(names, models, strict=True))
     ]
+    if not options.per_operator:
+        return rows
+    return [_profiled(row, found) for row, found in zip(rows, profiles, strict=True)]
+
+
+def _profile(device: _Device, command: Sequence[str], model: str) -> list[Node] | str:
+    """Return what benchmark_model tells of a model's operators, or why it tells nothing."""
+    device.options.say(f"timing each operator of {Path(model).name}")
+    try:
+        said = _said(device, [*command, benchmark_model.PER_OPERATOR], model)
+        return benchmark_model.parse_nodes(said, model)
+    except EdgepruneError as error:  # the times of the whole models are not to be lost for it
+        return str(error)
+
+
+def _profiled(row: ModelBenchmark, found: list[Node] | str) -> ModelBenchmark:
+    if not isinstance(found, str):
+        try:
+            profile = nodes_profile(Path(row.path), found, row.typical_ms)
+        except InputError as error:  # benchmark_model took the file
+            found = str(error)
+        else:
+            notes = doubts(row.model, profile)
+            return replace(row, per_operator=profile, warnings=(*row.warnings, *notes))
+    return replace(row, unavailable={**row.unavailable, "per_operator": found})
 
 
 def _row(
@@ -286,6 +318,11 @@ def _row(
 
 
 def _once(device: _Device, command: Sequence[str], model: str) -> Run:
+    return benchmark_model.parse(_said(device, command, model), model)
+
+
+def _said(device: _Device, command: Sequence[str], model: str) -> str:
+    """Run benchmark_model once, and return what it printed."""
     said, code = device.shell(command, device.left())
     if "not executable" in said or "Exec format error" in said or "exec format error" in said:
         raise UnsupportedError(
@@ -297,10 +334,10 @@ def _once(device: _Device, command: Sequence[str], model: str) -> Run:
             f"{model}: benchmark_model was ended by signal {code - _KILLED} on the device; its "
             "memory may be too small, or the file damaged"
         )
-    found = benchmark_model.parse(said, model)
     if code != 0:
+        benchmark_model.parse(said, model)  # which tells more, where the model is to blame
         raise EdgepruneError(f"{model}: benchmark_model ended with exit code {code}")
-    return found
+    return said
 
 
 def _pinned(program: str, cpus: tuple[int, ...] | None) -> list[str]:

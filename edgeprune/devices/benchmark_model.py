@@ -19,6 +19,8 @@ from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 ROUNDS = 10  # enough for an interval of 97.5 %
 # Standard deviations of a normal distribution that hold 95 % and 97.5 % of it.
 WITHIN_95, WITHIN_975 = 1.96, 2.2414
+PER_OPERATOR = "--enable_op_profiling=true"
+"""Makes it time the operators, too, which disturbs the timing of the whole."""
 DRIFT = 0.05  # of the first model's time, below which nothing is said
 
 _MIB = 1 << 20
@@ -32,6 +34,13 @@ _INIT = re.compile(rf"Initialized session in {_NUMBER} ?ms")
 _GROWTH = re.compile(rf"emory footprint .*\(MB\): init={_NUMBER} overall={_NUMBER}")
 _PEAK = re.compile(rf"Overall peak memory footprint \(MB\) via periodic monitoring: {_NUMBER}")
 _ERROR = re.compile(r"^(?:ERROR: |E/tflite *: )(.*)$", re.MULTILINE)
+_PROFILE = "Operator-wise Profiling Info for Regular Benchmark Runs:"
+_TABLE = re.compile(r"=+ Run Order =+\s*\n[ \t]*(\[node type\].*)\n((?:[ \t]*\S.*\n?)*)")
+_NODE = re.compile(r"\[.*\]:(\d+)$")
+_DELEGATED = re.compile(r"Delegate/(.*):\d+$")
+_SUBGRAPHS = re.compile(
+    r"^Subgraph \(index: \d+\) profile:.*?(?=^Subgraph|^Delegate internal:|\Z)", re.DOTALL | re.M
+)
 _CUSTOM = re.compile(r"(?:unresolved custom op|Op type not registered)[: ]+'?(\w+)")
 
 
@@ -70,6 +79,28 @@ class Run:
     timed: Spread
     growth_bytes: int | None
     peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A row of its table of operators.
+
+    Attributes:
+      kind: ``CONV_2D`` of TFLite's own, ``Convolution (NHWC, F32) GEMM`` of a delegate's.
+      position: in the model's main graph; None of a delegate's operators.
+      ms: in one inference, on average.
+      calls: in one inference; several of a delegate's that bear the same name count as one row.
+    """
+
+    kind: str
+    position: int | None
+    ms: float
+    calls: int
+
+    @property
+    def is_delegate(self) -> bool:
+        """Whether it stands for all that a delegate runs at once."""
+        return self.kind.startswith("TfLite") and self.kind.split("/")[0].endswith("Delegate")
 
 
 def flags(
@@ -136,6 +167,48 @@ def parse(text: str, model: str) -> Run:
         round(_number(growth[2]) * _MIB) or None if growth else None,
         round(_number(peak[1]) * _MIB) or None if peak else None,
     )
+
+
+def parse_nodes(text: str, model: str) -> list[Node]:
+    """Read the table of operators that a run with `PER_OPERATOR` printed, in their order.
+
+    Those of the main graph, that is; what runs inside a loop is in the loop's own row. Where a
+    delegate's operators are told, the row of the delegate itself is left out.
+
+    Raises:
+      EdgepruneError: there is no such table, or it is another one.
+    """
+    nodes: list[Node] = []
+    for head, body in _TABLE.findall(_SUBGRAPHS.sub("", text.partition(_PROFILE)[2])):
+        columns = re.findall(r"\[([^\]]+)\]", head)
+        # The node's type and its name have blanks in them; the numbers between them do not.
+        row = re.compile(rf"\s*(\S.*?)\s+((?:\S+\s+){{{len(columns) - 2}}})(\[.*|Delegate/.*)")
+        for line in body.splitlines():
+            found = row.fullmatch(line.rstrip())
+            if found is None or not {"avg ms", "times called"} <= set(columns):
+                raise EdgepruneError(f"{model}: benchmark_model's table is not understood: {line}")
+            kind, numbers, name = found.groups()
+            values = dict(zip(columns[1:-1], numbers.split(), strict=True))
+            calls = round(_number(values["times called"]))
+            # Releases differ in which column says that it is a delegate's.
+            delegated = _DELEGATED.match(name) or re.match("Delegate/(.*)", kind)
+            at = None if delegated else _NODE.match(name)
+            nodes.append(
+                Node(
+                    delegated[1] if delegated else kind,
+                    int(at[1]) if at else None,
+                    _number(values["avg ms"]) * calls,
+                    calls,
+                )
+            )
+    if not nodes:
+        raise EdgepruneError(
+            f"{model}: benchmark_model printed no table of operators; take one that knows "
+            "--enable_op_profiling"
+        )
+    if any(node.position is None for node in nodes):
+        return [node for node in nodes if not node.is_delegate]
+    return nodes
 
 
 def pooled(spreads: Sequence[Spread]) -> Latency:

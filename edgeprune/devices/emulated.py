@@ -25,6 +25,8 @@ from edgeprune.devices import emulated_worker, process, script
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.profiling import ALONE, with_profile
+from edgeprune.devices.profiling_parts import write_parts
 from edgeprune.devices.reach import EmulatedReach
 from edgeprune.devices.rows import ending, row
 from edgeprune.devices.sandbox import MAKE, QEMU, Sandbox, find_sandbox
@@ -156,6 +158,9 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
             raise UnsupportedError(f"{names[0]}: {failed[0]}")
         running = [place for place, failure in enumerate(failed) if failure is None]
         times = _times(work, [models[place] for place in running])
+        profiles = {
+            place: _operators(work, models[place]) for place in running if options.per_operator
+        }
     emulator = process.run([QEMU, "--version"], 60).output.partition("\n")[0]
     about: dict[str, Any] = {
         "environment": {"emulator": emulator, "cpu": CPU, "sandbox": sandbox.record},
@@ -178,11 +183,10 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
             **_described(name, outcomes[place]),
             **about,
         )
-        rows.append(
-            dataclasses.replace(
-                _with_times(own, times, running, place, names[0]), threads=work.threads
-            )
-        )
+        own = _with_times(own, times, running, place, names[0])
+        if place in profiles:
+            own = _with_operators(own, profiles[place])
+        rows.append(dataclasses.replace(own, threads=work.threads))
     return rows
 
 
@@ -295,6 +299,24 @@ def _times(work: _Work, models: Sequence[str]) -> dict[str, Any]:
         told = said[0].get("error") or said[0].get("died") if said else "nothing came back"
         raise EdgepruneError(f"each model runs alone, but not all of them together: {told}")
     return said[0]
+
+
+def _operators(work: _Work, model: str) -> Mapping[str, Any]:
+    """Time each operator of a model that runs; ``parts``, or ``error`` or ``died`` say why not."""
+    work.options.say(f"timing each operator of {Path(model).name} alone")
+    parts = work.scratch / "parts.zip"
+    write_parts(read(model), parts)
+    job = {"path": str(Path(model).absolute()), "parts": str(parts)}
+    seconds = work.options.value("min_seconds")
+    said = work.emulate(models=[job], timed=False, seconds=seconds)
+    return said[0] if said else {"died": "ended without a word"}
+
+
+def _with_operators(own: ModelBenchmark, said: Mapping[str, Any]) -> ModelBenchmark:
+    if "parts" in said:
+        return with_profile(own, said, f"{ALONE}; emulated, so that shares are all that it tells")
+    reason = str(said.get("error") or said["died"])
+    return dataclasses.replace(own, unavailable={**own.unavailable, "per_operator": reason})
 
 
 def _described(name: str, found: _Outcome) -> dict[str, Any]:

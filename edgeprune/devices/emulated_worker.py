@@ -78,6 +78,28 @@ def compare_times(bench: Any, runtime: Any, job: dict[str, Any]) -> dict[str, An
     }
 
 
+def time_operators(
+    bench: Any, runtime: Any, model: dict[str, str], job: dict[str, Any]
+) -> dict[str, Any]:
+    """Time each operator of one model; return their shares, and their sum by the whole's time."""
+    loaded = runtime.load(Path(model["path"]), job["threads"], job["seed"])
+    typical = bench.warm_up([loaded], 0.0)[0]
+    runs = max(bench.PASS_RUNS, round(job["seconds"] * 1e9 / bench.PASSES / typical))
+    whole = bench.statistics.median(loaded.run() for _ in range(runs))
+    inputs = [value for _, value in loaded.inputs]
+    found = bench.time_operators(runtime, inputs, model["parts"], job["threads"], job["seconds"])
+    call = found["call_ns"]
+    times = [None if "reason" in part else max(part["ns"] - call, 0.0) for part in found["parts"]]
+    total = sum(own for own in times if own is not None) or 1.0
+    return {
+        "parts": [
+            part if own is None else {"share": own / total}
+            for part, own in zip(found["parts"], times, strict=True)
+        ],
+        "sum_by_whole": total / whole,
+    }
+
+
 def main(arguments: Sequence[str]) -> int:
     """Do the job; return the exit code."""
     spec = importlib.util.spec_from_file_location("bench_on_device", arguments[0])
@@ -106,6 +128,10 @@ def _results(bench: Any, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             )
         if job["timed"]:
             yield compare_times(bench, runtime, job)
+            return
+        if "parts" in job["models"][0]:
+            for model in job["models"]:
+                yield time_operators(bench, runtime, model, job)
             return
     except bench.BenchError as error:
         yield from [{"error": str(error)}] * len(job["models"])

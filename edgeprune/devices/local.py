@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from edgeprune.devices import process, script
+from edgeprune.devices import process, profiling, script
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions
 from edgeprune.devices.profile import DeviceProfile
@@ -25,11 +25,14 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
       EdgepruneError: the runtime crashed, or did not end in time.
     """
     command = [sys.executable, str(script.bench_script())]
-    command += script.arguments(models, models, profile, options)
     limit = options.limit_seconds(len(models))
-    ended = process.run(
-        command, limit, stop=options.stop, on_line=partial(script.take_progress, options)
-    )
+    with profiling.archives(models, options) as archives:
+        files = [str(archive) for archive in archives]
+        command += script.arguments(models, models, files, profile, options)
+        ended = process.run(
+            command, limit, stop=options.stop, on_line=partial(script.take_progress, options)
+        )
     if ended.late:
         raise EdgepruneError(script.too_late(limit))
-    return script.results(ended.output, ended.code, ended.said, models, profile, options)
+    rows = script.results(ended.output, ended.code, ended.said, models, profile, options)
+    return profiling.with_profiles(rows, options)

@@ -81,6 +81,7 @@ class ModelBenchmark:
         ``cycles``, ``flash_bytes``, ``sram_bytes`` and the like.
       protocol: all that is needed to have the same run again.
       compared: with an earlier result; see `edgeprune.devices.compare`.
+      per_operator: time by operator and layer, if asked for; see `edgeprune.devices.profiling`.
       error: why the device gave no figures at all, of any model; None where it did.
     """
 
@@ -108,6 +109,7 @@ class ModelBenchmark:
     details: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     compared: Mapping[str, Any] = field(default_factory=dict)
+    per_operator: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
 
     @classmethod

@@ -16,6 +16,7 @@ QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
 
 _START_SECONDS = 30  # for one start of one model on a slow board
 _MARGIN_SECONDS = 120
+_PROFILE_SECONDS = 120  # to load some hundred operators, thrice
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class RunOptions:
       runtime: to run with, where the device has several; None takes the profile's.
       names: what to call the models; None takes their files' names.
       seed: of the random inputs.
+      per_operator: time each operator, too.
       timeout_seconds: after which a device that does not answer is given up; None takes
         `limit_seconds`.
       progress: called with a line of text as the work proceeds.
@@ -49,6 +51,7 @@ class RunOptions:
     runtime: str | None = None
     names: tuple[str, ...] | None = None
     seed: int = 0
+    per_operator: bool = False
     timeout_seconds: float | None = None
     progress: Callable[[str], None] | None = None
     stop: Stop = field(default_factory=Stop, compare=False, repr=False)
@@ -86,12 +89,13 @@ class RunOptions:
         """Return how long a device may take in all before it counts as hung.
 
         Twice the time asked for, since the models differ in speed and each gets its minimum of
-        rounds, with room for the starts.
+        rounds, with room for the starts, and once more for a profile.
         """
         if self.timeout_seconds is not None:
             return self.timeout_seconds
         timed = 2 * (self.value("min_seconds") + self.value("warmup_seconds"))
-        return _MARGIN_SECONDS + models * (timed + self.value("starts") * _START_SECONDS)
+        profiled = 2 * self.value("min_seconds") + _PROFILE_SECONDS if self.per_operator else 0.0
+        return _MARGIN_SECONDS + models * (timed + profiled + self.value("starts") * _START_SECONDS)
 
     def say(self, line: str) -> None:
         """Tell of progress, if anyone listens."""

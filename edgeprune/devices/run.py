@@ -17,6 +17,13 @@ from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.files import sha256
 from edgeprune.toml_data import shown
 
+_NOT_PER_OPERATOR = {
+    "tflm": "TFLite Micro's Python interpreter has no profiler, and this machine's time says "
+    "nothing about a microcontroller's",
+    "emulated": "no model ran",
+    "vela": "Vela refuses this model",
+}
+
 ModelPath = str | os.PathLike[str]
 
 
@@ -34,6 +41,7 @@ def benchmark(
     runtime: str | None = None,
     names: Sequence[str] | None = None,
     seed: int = 0,
+    profile: bool = False,
     timeout_seconds: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
@@ -58,6 +66,7 @@ def benchmark(
       names: what to call the models, one each; by default their file names, with as many
         folders as tell them apart.
       seed: of the random inputs.
+      profile: time each operator, too, where the device can: see `ModelBenchmark.per_operator`.
       timeout_seconds: after which a device is given up; if left out, it follows from the time
         asked for.
       progress: called with a line of text as the work proceeds, from several threads if there
@@ -85,14 +94,15 @@ def benchmark(
         runtime=_checked_runtime(runtime, profiles),
         names=None if names is None else tuple(names),
         seed=seed,
+        per_operator=profile,
         timeout_seconds=timeout_seconds,
         progress=progress,
     )
     names_for(paths, options)
     outcomes = _run_all(paths, profiles, options)
     errors = {
-        profile.name: outcome
-        for profile, outcome in zip(profiles, outcomes, strict=True)
+        one.name: outcome
+        for one, outcome in zip(profiles, outcomes, strict=True)
         if isinstance(outcome, Exception)
     }
     if len(errors) == len(profiles):
@@ -101,11 +111,11 @@ def benchmark(
         told = "; ".join(f"{name}: {error}" for name, error in errors.items())
         raise EdgepruneError(f"no device gave figures: {told}")
     rows: list[ModelBenchmark] = []
-    for profile, outcome in zip(profiles, outcomes, strict=True):
+    for one, outcome in zip(profiles, outcomes, strict=True):
         if isinstance(outcome, Exception):
-            rows += _failed(paths, profile, options, str(outcome))
+            rows += _failed(paths, one, options, str(outcome))
         else:
-            rows += [_with_origin(row, profile) for row in outcome]
+            rows += [_with_origin(_explained(row, one, options), one) for row in outcome]
     return Benchmark(rows)
 
 
@@ -174,6 +184,14 @@ def _failed(
         )
         for name, path in zip(names_for(paths, options), paths, strict=True)
     ]
+
+
+def _explained(row: ModelBenchmark, profile: DeviceProfile, options: RunOptions) -> ModelBenchmark:
+    """Say why a result has no times of operators, though they were asked for."""
+    if not options.per_operator or row.per_operator or "per_operator" in row.unavailable:
+        return row
+    missing = {**row.unavailable, "per_operator": _NOT_PER_OPERATOR[profile.backend]}
+    return dataclasses.replace(row, unavailable=missing)
 
 
 def _with_origin(row: ModelBenchmark, profile: DeviceProfile) -> ModelBenchmark:

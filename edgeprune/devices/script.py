@@ -24,13 +24,18 @@ def bench_script() -> Path:
 
 
 def arguments(
-    models: Sequence[str], files: Sequence[str], profile: DeviceProfile, options: RunOptions
+    models: Sequence[str],
+    files: Sequence[str],
+    archives: Sequence[str],
+    profile: DeviceProfile,
+    options: RunOptions,
 ) -> list[str]:
     """Return the script's arguments.
 
     Args:
       models: paths on this machine, from which the models have their names.
       files: the same models' paths where the script runs.
+      archives: paths there of the models' operators, for a profile; none if there is to be none.
       profile: of the device.
       options: what the user asked for.
     """
@@ -48,6 +53,7 @@ def arguments(
     }.items():
         words += [] if value is None else [f"{option}={value}"]
     words += [f"--name={name}" for name in names_for(models, options)]
+    words += [f"--operators={archive}" for archive in archives]
     return [*words, "--", *files]
 
 

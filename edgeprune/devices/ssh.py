@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from edgeprune.devices import script
+from edgeprune.devices import profiling, script
 from edgeprune.devices.connection import Connection, ConnectionLostError
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
@@ -163,7 +163,9 @@ def _attempt(
         for number, model in enumerate(models):
             options.say(f"copying {Path(model).name} to {connection.host}")
             files.append(connection.save(Path(model), f"model-{number}.tflite"))
-        arguments = script.arguments(models, files, profile, options)
+        with profiling.archives(models, options) as archives:
+            parts = [connection.save(archive, archive.name) for archive in archives]
+        arguments = script.arguments(models, files, parts, profile, options)
         command = [interpreter.python, program, *arguments]
         try:
             rows = _measure(connection, command, models, profile, options)
@@ -177,7 +179,7 @@ def _attempt(
                 f"{connection.host} measured another file than {model}: its copy there was "
                 "damaged, or the file was changed meanwhile; run it again"
             )
-    return rows
+    return profiling.with_profiles(rows, options)
 
 
 def _measure(

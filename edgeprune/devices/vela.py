@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
+from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edgeprune.devices import process
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.profiling_vela import vela_profile
 from edgeprune.devices.reach import VelaReach
 from edgeprune.devices.rows import Fit, ending, refusal_of_sparse, row
 from edgeprune.devices.vela_report import (
@@ -91,10 +93,13 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     if all(isinstance(outcome, UnsupportedError) for outcome in found):
         raise UnsupportedError(f"{names[0]}: {found[0]}")
     protocol = {**vars(reach), "timeout_seconds": seconds}
-    return [
+    rows = [
         _row(name, Path(model), profile, installed, outcome, found[0], protocol)
         for name, model, outcome in zip(names, models, found, strict=True)
     ]
+    if not options.per_operator:
+        return rows
+    return [_profiled(row, outcome) for row, outcome in zip(rows, found, strict=True)]
 
 
 def layers(
@@ -322,6 +327,14 @@ def _row(
         protocol=protocol,
         relative_latency=relative,
     )
+
+
+def _profiled(row: ModelBenchmark, found: Estimate | UnsupportedError) -> ModelBenchmark:
+    """Add what the operators take, where any of them runs on the accelerator."""
+    if isinstance(found, UnsupportedError) or not found.cycles:
+        reason = row.unavailable["inference_ms"]
+        return replace(row, unavailable={**row.unavailable, "per_operator": reason})
+    return replace(row, per_operator=vela_profile(Path(row.path), found))
 
 
 def _relative(

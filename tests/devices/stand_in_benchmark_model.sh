@@ -8,6 +8,8 @@ prints=
 code=0
 signal=
 hang=
+operators=
+table=
 . "$here/behaviour"
 
 for word in "$@"; do
@@ -18,6 +20,7 @@ for word in "$@"; do
     --warmup_min_secs=*) warm_up_seconds=${word#*=} ;;
     --num_runs=*) runs=${word#*=} ;;
     --min_secs=*) seconds=${word#*=} ;;
+    --enable_op_profiling=true) operators=yes ;;
     --report_peak_memory_footprint=*) memory=${word#*=} ;;
     *)
         echo "Unconsumed cmdline flags: $word" >&2
@@ -63,4 +66,5 @@ say "Inference timings in us: Init: 87639, First inference: $((us + 9)), Warmup 
 say 'Note: as the benchmark tool itself affects memory footprint, the following is only APPROXIMATE to the actual memory footprint of the model at runtime. Take the information at your discretion.'
 say 'Memory footprint delta from the start of the tool (MB): init=5 overall=11.25'
 [ "$memory" = true ] && say 'Overall peak memory footprint (MB) via periodic monitoring: 93.25'
+[ "$operators" ] && [ "$table" ] && cat "$here/$table"
 exit 0

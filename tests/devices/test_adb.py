@@ -142,6 +142,40 @@ def test_two_models(phone, models):
     assert said[-1] == "measuring 2 models, interleaved: 90%"
 
 
+TABLE = """\
+INFO: Operator-wise Profiling Info for Regular Benchmark Runs:
+============================== Run Order ==============================
+\t   [node type]\t[first]\t[avg ms]\t[%]\t[cdf%]\t[mem KB]\t[times called]\t[Name]
+\t Fully Connected (NC, F32) GEMM\t3.1\t3.0\t75%\t75%\t0.0\t1\tDelegate/Fully Connected (NC, F32) GEMM:0
+\t Clamp (NC)\t1.1\t1.0\t25%\t100%\t0.0\t1\tDelegate/Clamp (NC):1
+
+"""  # noqa: E501
+
+
+def test_time_by_operator(phone, tiny_model):
+    phone.behave(table="table")
+    (phone.folder / "table").write_text(TABLE)
+    (found,) = benchmark(tiny_model, device=phone.profile(), profile=True, **QUICK)
+    (only,) = found.per_operator["operators"]
+    assert (only["op"], only["ms"], only["share"]) == ("FULLY_CONNECTED", 4.0, 1.0)
+    assert found.per_operator["whole_ms"] == found.latency_ms.median
+    # The profile's run is one more, so that it does not disturb the others.
+    profiled = [run for run in phone.runs if "enable_op_profiling" in run]
+    assert (profiled, len(phone.runs)) == ([phone.runs[-1]], 1 + 10 + 1)
+    assert found.latency_ms.runs == 20
+
+
+def test_no_table_loses_no_times(phone, models):
+    found = benchmark(models, device=phone.profile(), profile=True, **QUICK)
+    assert all("printed no table" in one.unavailable["per_operator"] for one in found)
+    assert [one.latency_ms.median for one in found] == [2.0, 1.0]
+    phone.behave(table="table")
+    (phone.folder / "table").write_text(TABLE)
+    found = benchmark(models, device=phone.profile(), profile=True, **QUICK)
+    assert all("large.tflite" in one.unavailable["per_operator"] for one in found[:1])
+    assert [one.per_operator for one in found] == [{}, {}]
+
+
 def test_the_flags_and_the_order(phone, models):
     benchmark(models, device=phone.profile("threads = 4\n"), **QUICK)
     starts, rounds = phone.runs[:2], phone.runs[2:]

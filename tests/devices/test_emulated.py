@@ -145,6 +145,21 @@ def test_what_made_it_is_recorded(rows, arm64_sandbox):
     assert {"seed", "min_runs", "script_sha256"} <= set(rows[0].protocol)
 
 
+def test_shares_of_operators_but_no_times(folder, device):
+    options = replace(QUICK, per_operator=True)
+    (row,) = emulated.run([str(folder / "heavy.tflite")], device, options)
+    found = row.per_operator
+    assert {one["op"] for one in found["operators"]} == {"CONV_2D"}
+    first, *others = [one["share"] for one in found["operators"]]
+    # 3 channels in against 64: far from any chance.
+    assert all(share > 2 * first for share in others)
+    assert first + sum(others) == pytest.approx(1)
+    times = [found["sum_ms"], found["whole_ms"], *(one["ms"] for one in found["operators"])]
+    assert times == [None] * len(times)
+    assert found["sum_by_whole"] > 0
+    assert "shares are all" in found["how"]
+
+
 def test_an_operator_that_the_runtime_lacks(folder, device):
     with pytest.raises(UnsupportedError, match=r"custom\.tflite: .* lacks operator BesselI0e"):
         run(folder, device, "custom")

@@ -49,6 +49,16 @@ def test_two_models(device, tiny_model, tmp_path):
     assert device.temporary_folders() == []
 
 
+def test_time_by_operator(device, tiny_model, tmp_path):
+    options = {**SHORT, "profile": True}
+    found = benchmark([tiny_model, tiny_model], device=device.profile(tmp_path), **options)
+    for row in found:
+        (only,) = row.per_operator["operators"]
+        assert (row.runtime, only["op"], only["share"]) == ("tflite-runtime", "FULLY_CONNECTED", 1)
+        assert row.per_operator["whole_ms"] == row.latency_ms.median
+    assert device.temporary_folders() == []
+
+
 def test_the_profiles_threads_cpus_and_python(device, device_environment, tiny_model, tmp_path):
     cpu = min(os.sched_getaffinity(0))
     (device.home / ".cache" / "edgeprune" / "venv").unlink()

@@ -1,0 +1,264 @@
+"""Where a model's time goes: operator by operator and layer by layer, whatever device it ran on.
+
+What the runtimes offer, as found with ai-edge-litert 2.3.0 and tflite-runtime 2.14.0: no Python
+interface of either profiles. The C library inside ai-edge-litert does, with XNNPACK's operators
+among its events; but it counts whole microseconds, rounded down, so that small operators take 0,
+calls operators by XNNPACK's names, and differs from release to release in the layout of what it
+returns. So here each operator is cut out and timed alone (`profiling_parts`), with the same
+kernels, by the same clock as the whole model, under any runtime.
+"""
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeprune.devices.measurement import ModelBenchmark
+from edgeprune.devices.options import RunOptions
+from edgeprune.devices.profiling_parts import parts_of, write_parts
+from edgeprune.devices.script import one_line
+from edgeprune.errors import EdgepruneError
+from edgeprune.export.artifact import record_path
+from edgeprune.export.graph import TfliteModel
+from edgeprune.export.layer_names import layer_of
+from edgeprune.export.tflite import read
+from edgeprune.files import sha256
+
+ALONE = (
+    "each operator timed alone, as a model of its own, on the values that reach it in the whole "
+    "model, less the time of a call; XNNPACK runs those that it takes in the whole model"
+)
+_NO_LAYERS = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")  # names of the converter's own
+_APART = 0.25  # of the whole model's time, beyond which the sum is doubted
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """What one operator takes.
+
+    Attributes:
+      positions: in the file's main graph: its own and, before it, those of operators that only
+        unpack its constants.
+      op: what it computes: ``CONV_2D``.
+      layer: of the Keras model.
+      ms: None where no time can be told.
+      share: of the sum of all; None likewise. Where only shares can be told, there is one without
+        `ms`.
+      runs_on: ``NPU`` or ``CPU`` on devices that have both, else None.
+      reason: why there is no time.
+    """
+
+    positions: tuple[int, ...]
+    op: str
+    layer: str
+    ms: float | None
+    share: float | None = None
+    runs_on: str | None = None
+    reason: str | None = None
+
+
+class Layers:
+    """Names the Keras layer of each operator of a .tflite file.
+
+    Attributes:
+      source: where the names are from: ``record``, the JSON that `edgeprune.convert` wrote beside
+        the file, or ``file``. Keras counts a layer's calls in the names that reach the file, so
+        that these may end in a number more (``conv1_1``).
+    """
+
+    INPUT = "(input)"
+    OUTPUT = "(output)"
+
+    def __init__(self, path: Path, model: TfliteModel) -> None:
+        self._graph = model.subgraphs[0]
+        self._known = _recorded_layers(path)
+        self.source = "record" if self._known else "file"
+
+    def of(self, position: int) -> str:
+        """Return the layer that the operator at a position of the main graph computes.
+
+        What the converter named after the model's output, such as a last activation, counts as
+        the layer's before it; what turns numbers into others at the ends is no layer's.
+        """
+        operator = self._graph.operators[position]
+        found = layer_of(self._graph, operator, self._known)
+        if not found.startswith(_NO_LAYERS) and found != operator.name:
+            return found
+        before = [
+            self._graph.operators.index(self._graph.producers[index])
+            for index in operator.inputs
+            if index in self._graph.producers
+        ]
+        if operator.name in ("QUANTIZE", "DEQUANTIZE"):
+            return self.OUTPUT if before else self.INPUT
+        return self.of(before[0]) if before and before[0] < position else found
+
+
+def _recorded_layers(path: Path) -> frozenset[str]:
+    """Return the names of the Keras model's layers, if the file has its record beside it."""
+    try:
+        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+        names = record["made_by"]["layers"]
+        if record["sha256"] == sha256(path):
+            return frozenset(map(str, names))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return frozenset()
+
+
+def profile_of(
+    operators: Sequence[OperatorTime],
+    how: str,
+    whole_ms: float | None,
+    layers: Layers,
+    sum_by_whole: float | None = None,
+) -> dict[str, Any]:
+    """Return what goes under ``per_operator`` in a row of results.
+
+    Args:
+      operators: in order of execution; where they have times, their shares are worked out here.
+      how: the times came to be.
+      whole_ms: time of the whole model in the same row.
+      layers: that named the operators.
+      sum_by_whole: the sum by the whole model's time, where only ratios can be told.
+
+    Returns:
+      ``how``, ``whole_ms``, ``sum_ms``, ``sum_by_whole``, ``operators``: an `OperatorTime` each,
+      ``layers``: for each its ``layer``, ``ms``, ``share`` and ``ops``, the shares of each kind of
+      operator in it, in the order of the model, and ``layer_names_from``, a `Layers.source`.
+    """
+    times = [one.ms for one in operators if one.ms is not None]
+    total = sum(times) if times else None
+    if total is not None:
+        operators = [
+            replace(one, share=None if one.ms is None else one.ms / total if total else 0.0)
+            for one in operators
+        ]
+    by_layer: dict[str, dict[str, float]] = {}
+    for one in operators:
+        if one.share is not None:
+            ops = by_layer.setdefault(one.layer, {})
+            ops[one.op] = ops.get(one.op, 0.0) + one.share
+    return {
+        "how": how,
+        "whole_ms": whole_ms,
+        "sum_ms": total,
+        "sum_by_whole": total / whole_ms if whole_ms and total is not None else sum_by_whole,
+        "operators": [asdict(one) | {"positions": [*one.positions]} for one in operators],
+        "layers": [
+            {
+                "layer": layer,
+                "ms": None if total is None else total * sum(ops.values()),
+                "share": sum(ops.values()),
+                "ops": ops,
+            }
+            for layer, ops in by_layer.items()
+        ],
+        "layer_names_from": layers.source,
+    }
+
+
+@contextlib.contextmanager
+def archives(models: Sequence[str], options: RunOptions) -> Iterator[list[Path]]:
+    """Yield an archive of operators for each model, or nothing if no profile was asked for.
+
+    Raises:
+      InputError: a file is no whole .tflite model.
+    """
+    if not options.per_operator:
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="edgeprune-profile-") as name:
+        files = []
+        for number, model in enumerate(models):
+            options.say(f"cutting {Path(model).name} into its operators")
+            files.append(Path(name) / f"parts-{number}.zip")
+            write_parts(read(model), files[-1])
+        yield files
+
+
+def with_profiles(rows: Sequence[ModelBenchmark], options: RunOptions) -> list[ModelBenchmark]:
+    """Put what bench_on_device.py found of the parts into the rows' profiles.
+
+    Raises:
+      EdgepruneError: what came back is not what that script writes.
+    """
+    if not options.per_operator:
+        return [replace(row, per_operator={}) for row in rows]
+    return [with_profile(row, row.per_operator) for row in rows]
+
+
+def with_profile(row: ModelBenchmark, said: Mapping[str, Any], how: str = ALONE) -> ModelBenchmark:
+    """Return a row with its profile.
+
+    Args:
+      row: of a model that was timed, operator by operator.
+      said: what bench_on_device.py's `time_operators` returned; in place of ``ns`` a part may have
+        a ``share``.
+      how: it came to be.
+
+    Raises:
+      EdgepruneError: it is not what that writes.
+    """
+    path = Path(row.path)
+    model = read(path)
+    layers = Layers(path, model)
+    try:
+        operators = _alone(said, model, layers)
+        by_whole = _number(said["sum_by_whole"]) if "sum_by_whole" in said else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgepruneError(
+            f"the profile that came back is not understood ({one_line(str(error))}); run it again"
+        ) from error
+    found = profile_of(operators, how, row.typical_ms, layers, by_whole)
+    return replace(row, per_operator=found, warnings=(*row.warnings, *doubts(row.model, found)))
+
+
+def _alone(said: Mapping[str, Any], model: TfliteModel, layers: Layers) -> list[OperatorTime]:
+    """Read what was said of a model's parts; raise what looking into a wrong value raises."""
+    graph = model.subgraphs[0]
+    parts = parts_of(graph)
+    times = list(said["parts"])
+    if len(times) != len(parts):
+        raise ValueError(f"{len(times)} operators of {len(parts)}")
+    found = []
+    for part, time in zip(parts, times, strict=True):
+        position = part.positions[-1]
+        op, layer = graph.operators[position].name, layers.of(position)
+        ms, share, reason = None, None, None
+        if "reason" in time:
+            reason = one_line(str(time["reason"]))
+        elif "share" in time:
+            share = _number(time["share"])
+        else:
+            ms = max(_number(time["ns"]) - _number(said["call_ns"]), 0.0) / 1e6
+        found.append(OperatorTime(part.positions, op, layer, ms, share, reason=reason))
+    return found
+
+
+def doubts(name: str, found: Mapping[str, Any]) -> list[str]:
+    """Return what makes a profile less trustworthy, each a line."""
+    lines = []
+    ratio = found["sum_by_whole"]
+    if ratio is not None and abs(ratio - 1) > _APART:
+        lines.append(
+            f"{name}: in sum its operators take {ratio:.2f}x the whole model's time: there they "
+            "are fused, run sparse, share caches otherwise; trust their shares only roughly"
+        )
+    missing = [one for one in found["operators"] if one["share"] is None]
+    if missing:
+        named = ", ".join(dict.fromkeys(f"{one['op']} ({one['reason']})" for one in missing))
+        lines.append(f"{name}: no time of {len(missing)} of its operators: {named}")
+    return lines
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value!r} is below 0 or without end")
+    return float(value)
