@@ -40,6 +40,17 @@ from edgeprune.cli.options import PATH, json_option
     help="Compare each model with the one of its name in an earlier result of the same device.",
 )
 @click.option(
+    "--profile",
+    is_flag=True,
+    help="Show where the time goes, too: by operator and layer, where the device can tell.",
+)
+@click.option(
+    "--plot",
+    metavar="FILE.png",
+    type=PATH,
+    help="With --profile: draw the time of each layer as a .png or .svg file.",
+)
+@click.option(
     "-o", "--output", metavar="FILE.json", type=PATH, help="Write the results there as JSON."
 )
 @json_option
@@ -53,6 +64,8 @@ def benchmark(
     runtime: str | None,
     timeout: float | None,
     compare: Path | None,
+    profile: bool,
+    plot: Path | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -66,8 +79,20 @@ def benchmark(
     from edgeprune.devices.measurement import Benchmark
     from edgeprune.devices.run import benchmark as run
     from edgeprune.files import atomic_path, check_target
+    from edgeprune.report.plots import check_plot
+    from edgeprune.report.profile import plot_profiles, profile_notes, profile_tables
     from edgeprune.report.table import print_table
 
+    if plot is not None and not profile:
+        raise click.UsageError("--plot draws the profile; give --profile, too")
+    if profile and compare is not None:
+        raise click.UsageError(
+            "--profile and --compare do not go together: profiles have no intervals to judge by"
+        )
+    if plot is not None:
+        check_plot(plot)
+        if output is not None and plot.absolute() == output.absolute():
+            raise click.UsageError("--plot and --output name the same file; give each its own")
     old = None if compare is None else Benchmark.load(compare)
     if output is not None:
         check_target(output)
@@ -77,6 +102,7 @@ def benchmark(
         threads=threads,
         quick=quick,
         runtime=runtime,
+        profile=profile,
         timeout_seconds=timeout,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -93,13 +119,16 @@ def benchmark(
             tables.append(overview)
         if old is not None:
             tables.append(comparison_table(results, f"compared with {compare}"))
+        tables += profile_tables(results)
         for number, (title, columns, rows) in enumerate(tables):
             if number:
                 click.echo()
             print_table(columns, rows, title)
-        for note in results.notes:
+        for note in (*results.notes, *(profile_notes(results) if profile else ())):
             click.echo(f"note: {note}")
     for name, reason in results.failures.items():
         click.echo(f"Error: {name}: {reason}", err=True)
+    if plot is not None:
+        plot_profiles(results, plot)
     if results.failures:
         ctx.exit(1)
