@@ -355,11 +355,22 @@ def peak_memory():
     return None
 
 
-def run_alone(runtime, path, options):
-    """Run `measure_alone` in a process of its own, and survive what kills that process."""
+def alone(runtime, path, options):
+    """Measure one model in this process: its operators if they are given, else its start."""
+    if not options.operators:
+        return measure_alone(runtime, path, options)
+    loaded = runtime.load(path, options.threads, options.seed)
+    inputs = [value for _, value in loaded.inputs]
+    (archive,) = options.operators
+    return time_operators(runtime, inputs, archive, options.threads, options.min_seconds)
+
+
+def run_alone(runtime, path, options, *more):
+    """Run `alone` in a process of its own, and survive what kills that process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--alone"]
     command += ["--runtime", runtime.name, "--errors-as-json"]
-    command += ["--threads", str(options.threads), "--seed", str(options.seed), "--", str(path)]
+    command += ["--threads", str(options.threads), "--seed", str(options.seed), *more]
+    command += ["--", str(path)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt
@@ -783,11 +794,11 @@ def benchmark(options):
     ]
     for i, archive in enumerate(options.operators or ()):
         say(f"{names[i]}: each operator alone")
-        inputs = [value for _, value in models[i].inputs]
-        seconds = options.min_seconds
-        found[i]["per_operator"] = time_operators(
-            runtime, inputs, archive, options.threads, seconds
-        )
+        more = (f"--operators={archive}", f"--min-seconds={options.min_seconds}")
+        try:
+            found[i]["per_operator"] = run_alone(runtime, options.models[i], options, *more)
+        except BenchError as error:  # what was measured is not to be lost for it
+            found[i]["unavailable"]["per_operator"] = str(error)
     return found
 
 
@@ -956,7 +967,7 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so a child is ended too
     try:
         if options.alone:
-            found = measure_alone(Runtime(options.runtime), options.models[0], options)
+            found = alone(Runtime(options.runtime), options.models[0], options)
         else:
             found = benchmark(options)
     except BenchError as error:

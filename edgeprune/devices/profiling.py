@@ -189,7 +189,12 @@ def with_profiles(rows: Sequence[ModelBenchmark], options: RunOptions) -> list[M
     """
     if not options.per_operator:
         return [replace(row, per_operator={}) for row in rows]
-    return [with_profile(row, row.per_operator) for row in rows]
+    return [
+        replace(row, per_operator={})
+        if "per_operator" in row.unavailable
+        else with_profile(row, row.per_operator)
+        for row in rows
+    ]
 
 
 def with_profile(row: ModelBenchmark, said: Mapping[str, Any], how: str = ALONE) -> ModelBenchmark:

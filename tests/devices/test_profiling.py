@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.devices.measurement import Benchmark, Latency, ModelBenchmark
+from edgeprune.devices.options import RunOptions
 from edgeprune.devices.profiling import (
     ALONE,
     Layers,
@@ -17,6 +18,7 @@ from edgeprune.devices.profiling import (
     doubts,
     profile_of,
     with_profile,
+    with_profiles,
 )
 from edgeprune.devices.profiling_parts import write_parts
 from edgeprune.devices.run import benchmark
@@ -165,6 +167,14 @@ def test_what_a_device_makes_up_is_refused(row, said):
         with_profile(row, said)
 
 
+def test_a_reason_comes_without_a_profile(row):
+    sent = replace(row, per_operator={"x": 1}, unavailable={"per_operator": "it crashed"})
+    (found,) = with_profiles([sent], RunOptions(per_operator=True))
+    assert (found.per_operator, found.unavailable["per_operator"]) == ({}, "it crashed")
+    (found,) = with_profiles([replace(row, per_operator={"x": 1})], RunOptions())
+    assert found.per_operator == {}
+
+
 def test_on_this_machine(model):
     (found,) = benchmark(model, profile=True, **SHORT)
     profile = found.per_operator
@@ -229,13 +239,18 @@ def test_one_operator_that_does_not_run_takes_those_along_that_read_it(model, tm
     assert third == {"reason": "what it reads was not computed"}
 
 
-def test_the_script_refuses_what_is_no_archive(model, tmp_path):
+def test_what_is_no_archive_loses_no_times(model, tmp_path):
     (tmp_path / "parts.zip").write_text("no zip")
     quick = ("--min-seconds=0", "--min-runs=1", "--warmup-seconds=0", "--starts=1")
     done = script(*quick, f"--operators={tmp_path / 'parts.zip'}", model)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "parts.zip: not an archive of operators" in done.stderr
-    done = script("--operators=a", "--operators=b", model)
+    (record,) = json.loads(done.stdout)
+    assert record["latency_ms"]["runs"] == 1
+    assert "per_operator" not in record
+    assert "parts.zip: not an archive of operators" in record["unavailable"]["per_operator"]
+
+
+def test_each_model_has_an_archive():
+    done = script("--operators=a", "--operators=b", "m.tflite")
     assert done.returncode == 2
     assert "2 --operators for 1 models" in done.stderr
 
