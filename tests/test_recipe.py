@@ -13,6 +13,7 @@ from edgeprune.recipe import (
     SparsitySpec,
     StructureSpec,
     TrainingSpec,
+    load_stated,
 )
 
 FRACTION = st.floats(0, 0.999)
@@ -55,6 +56,7 @@ RECIPES = st.builds(
         ranking=st.sampled_from(["layer", "global"]),
         skip=NAMES.map(tuple),
         learning_rate=st.none() | st.floats(1e-9, 1.0),
+        rewrite_padding=st.booleans(),
     ),
     quantization=st.none() | st.builds(QuantizationSpec, epochs=st.integers(1, 9)),
     export=st.builds(ExportSpec, quantize=st.sampled_from(["int8", "int16x8"])),
@@ -140,6 +142,11 @@ def test_unknown_preset_names_the_presets():
         ("[structure]\ntarget_macs = 0.5\nround_to = 0", "structure.round_to must be at least 1"),
         ("[training]\nlearning_rate = 0", "learning_rate must be above 0"),
         ("[quantization]\nepochs = 1", "int8 grid, but .export. quantize is 'none'"),
+        ("[sparsity]\nrewrite_padding = 1", "rewrite_padding must be true or false; got 1"),
+        (
+            "[export]\nquantize = 'int8'\nsparse = 'on'",
+            "sparse is 'on', but the weights of quantize 'int8' are never sparse-encoded",
+        ),
         ("[export]\nquantize = 'int2'", "must be one of none, float16, dynamic, int8, int16x8"),
         ("speed = 1", "unknown key 'speed'; the keys here are training, structure"),
         ("export = 1", "export must be a table"),
@@ -156,3 +163,26 @@ def test_bad_recipe_is_refused_by_name(tmp_path, toml, message):
 def test_missing_recipe_file():
     with pytest.raises(InputError, match=r"absent\.toml does not exist"):
         Recipe.load("absent.toml")
+
+
+def test_a_file_states_what_is_written_in_it(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[structure]\ntarget_macs = 0.5\nround_to = 8\n[export]\nquantize = "none"\n')
+    recipe, stated = load_stated(path)
+    assert recipe == Recipe.load(path)
+    # Two of these values are the defaults: they are stated all the same.
+    assert stated == {"structure.target_macs", "structure.round_to", "export.quantize"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stated"),
+    [
+        ("prune", set()),
+        ("int8", {"export.quantize"}),
+        ("structured", {"structure.target_macs"}),
+        (Recipe(), set()),
+        (Recipe(sparsity=SparsitySpec(final_sparsity=0.9)), {"sparsity.final_sparsity"}),
+    ],
+)
+def test_presets_and_recipes_of_python_state_what_is_no_default(recipe, stated):
+    assert load_stated(recipe)[1] == stated
