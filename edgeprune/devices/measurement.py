@@ -130,6 +130,12 @@ class ModelBenchmark:
         return latency.mean if latency.median is None else latency.median
 
     @property
+    def has_no_time(self) -> bool:
+        """Whether its device can tell no time, neither measured nor predicted, and says why."""
+        told = self.typical_ms is not None or self.details.get("inference_ms") is not None
+        return not told and "latency_ms" in self.unavailable
+
+    @property
     def _interval(self) -> str | None:
         """The relative latency's interval in words; none for the first model, which is itself."""
         low, high = self.relative_latency_interval or (1.0, 1.0)
@@ -248,20 +254,27 @@ class Benchmark(Sequence[ModelBenchmark]):
         """Return (title, columns, rows): a row a model, columns for each of several devices.
 
         A device's column is its time, or where it has none, its time by its first model's; and
-        the arena or SRAM where it has one. None for a single device.
+        the arena or SRAM where it has one. Each heading says whether its figures are measured,
+        simulated or predicted. None for a single device.
         """
         measured = [result for result in self._results if result.error is None]
         devices = list(dict.fromkeys(result.device for result in measured))
         if len(devices) < 2:
             return None
-        models = list(dict.fromkeys(result.model for result in measured))
-        columns = [Column("model")]
-        rows: list[list[Cell]] = [[model] for model in models]
+        files = {result.model: result.bytes for result in measured}
+        columns = [Column("model"), Column("file", "bytes")]
+        # All are .tflite files, and what they have in common takes room.
+        names = [name.removesuffix(".tflite") for name in files]
+        if len(set(names)) < len(files):
+            names = list(files)
+        rows: list[list[Cell]] = [
+            [name, size] for name, size in zip(names, files.values(), strict=True)
+        ]
         for device in devices:
             by_model = {row.model: row for row in measured if row.device == device}
             for column, values in _overview_columns(device, by_model):
                 columns.append(column)
-                for row, model in zip(rows, models, strict=True):
+                for row, model in zip(rows, files, strict=True):
                     row.append(values.get(model))
         return "All devices", tuple(columns), [tuple(row) for row in rows]
 
@@ -274,6 +287,11 @@ class Benchmark(Sequence[ModelBenchmark]):
             begin + line
             for begin, result in zip(begins, self._results, strict=True)
             for line in result.warnings
+        ]
+        lines += [
+            f"{begin}no times: {result.unavailable['latency_ms']}"
+            for begin, result in zip(begins, self._results, strict=True)
+            if several and result.error is None and result.has_no_time
         ]
         baselines: dict[str, ModelBenchmark] = {}
         for begin, result in zip(begins, self._results, strict=True):
@@ -304,22 +322,23 @@ def _overview_columns(
     device: str, by_model: Mapping[str, ModelBenchmark]
 ) -> Iterator[tuple[Column, dict[str, Cell]]]:
     kind = next(iter(by_model.values())).kind
-    times: dict[str, Cell] = {
-        # A predicted time is one number, no median of runs.
+    # A predicted time is one number, no median of runs.
+    times = {
         name: row.details.get("inference_ms") if row.typical_ms is None else row.typical_ms
         for name, row in by_model.items()
     }
-    ratios: dict[str, Cell] = {name: row.relative_latency for name, row in by_model.items()}
-    arenas: dict[str, Cell] = {name: row.arena_bytes for name, row in by_model.items()}
-    if any(value is not None for value in times.values()):
-        yield Column(f"{device} ({kind}) ms", "ms"), times
-    elif any(value is not None for value in ratios.values()):
-        yield Column(f"{device} ({kind}) relative", "ratio"), ratios
-    if any(value is not None for value in arenas.values()):
-        yield Column(f"{device} ({kind}) arena", "bytes"), arenas
-    srams: dict[str, Cell] = {name: row.details.get("sram_bytes") for name, row in by_model.items()}
-    if any(value is not None for value in srams.values()):
-        yield Column(f"{device} ({kind}) SRAM", "bytes"), srams
+    ratios = {name: row.relative_latency for name, row in by_model.items()}
+    arenas = {name: row.arena_bytes for name, row in by_model.items()}
+    srams = {name: row.details.get("sram_bytes") for name, row in by_model.items()}
+    timed = any(value is not None for value in times.values())
+    figures: list[tuple[str, Unit, Mapping[str, Cell]]] = [
+        ("ms", "ms", times) if timed else ("relative", "ratio", ratios),
+        ("arena", "bytes", arenas),
+        ("SRAM", "bytes", srams),
+    ]
+    for title, unit, values in figures:
+        if any(value is not None for value in values.values()):
+            yield Column(f"{device}\n{kind}\n{title}", unit), dict(values)
 
 
 def _table(title: str, results: Sequence[ModelBenchmark]) -> Table:

@@ -28,7 +28,7 @@ class Column:
     """One column of a table.
 
     Attributes:
-      title: its heading.
+      title: its heading; it may have several lines.
       unit: what its values are: ``text`` (left-aligned, all others right-aligned), ``count``
         (12,345), ``bytes`` (12.1 KiB), ``ms`` (three significant digits), ``ratio`` (0.452x) or
         ``fraction`` (0.823).
@@ -85,7 +85,7 @@ def render(
     heads, cells, right = _prepare(columns, rows)
     widths = _widths(heads, cells)
     lines = [title, ""] if title else []
-    for row in [heads, ["-" * width for width in widths], *cells]:
+    for row in [*_stacked(heads), ["-" * width for width in widths], *cells]:
         padded = [
             _pad(text, width, on_right)
             for text, width, on_right in zip(row, widths, right, strict=True)
@@ -143,7 +143,16 @@ def _prepare(
 
 
 def _widths(heads: list[str], cells: list[list[str]]) -> list[int]:
-    return [max(map(_width, column)) for column in zip(heads, *cells, strict=True)]
+    columns = zip(*_stacked(heads), *cells, strict=True)
+    return [max(map(_width, column)) for column in columns]
+
+
+def _stacked(heads: list[str]) -> list[list[str]]:
+    """Return the lines of the headings, which all end in the last."""
+    lines = [head.split("\n") for head in heads]
+    height = max(map(len, lines), default=1)
+    padded = [[""] * (height - len(own)) + own for own in lines]
+    return [list(row) for row in zip(*padded, strict=True)]
 
 
 def _width(text: str) -> int:
@@ -171,6 +180,7 @@ def _rich_table(heads: list[str], cells: list[list[str]], right: list[bool]) -> 
             style=_FIRST_STYLE if number == 0 else "",
             overflow="fold",
             no_wrap=number > 0,
+            vertical="bottom",
         )
     for row in cells:
         table.add_row(*map(_value, row))
@@ -181,13 +191,14 @@ def _rich_blocks(heads: list[str], cells: list[list[str]]) -> "Text":
     """Each row as its first value and, indented below, a line for each of the others."""
     from rich.text import Text
 
-    labels = max(map(_width, heads[1:]), default=0)
+    labels = [head.replace("\n", " ") for head in heads[1:]]
+    width = max(map(_width, labels), default=0)
     values = max((_width(text) for row in cells for text in row[1:]), default=0)
     blocks = Text()
     for row in cells:
         blocks.append(row[0] + "\n", _FIRST_STYLE)
-        for head, text in zip(heads[1:], row[1:], strict=True):
-            blocks.append(f"  {_pad(head, labels, on_right=False)}{_GAP}", "bold")
+        for label, text in zip(labels, row[1:], strict=True):
+            blocks.append(f"  {_pad(label, width, on_right=False)}{_GAP}", "bold")
             blocks.append(" " * (values - _width(text))).append(_value(text)).append("\n")
     blocks.right_crop(1)
     return blocks

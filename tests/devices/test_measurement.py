@@ -226,13 +226,19 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_several_devices_have_an_overview():
     """Kinds never share a column; what no device of a kind has gets none."""
     nothing = {"latency_ms": None, "relative_latency": None, "relative_latency_interval": None}
+    why = {"unavailable": {"latency_ms": "it is emulated"}}
     results = Benchmark(
         [
             BASE,
             HALF,
-            model_benchmark(device="arm", kind="simulated", latency_ms=None),
+            model_benchmark(device="arm", kind="simulated", latency_ms=None, **why),
             model_benchmark(
-                "half.tflite", device="arm", kind="simulated", latency_ms=None, relative_latency=0.4
+                "half.tflite",
+                device="arm",
+                kind="simulated",
+                latency_ms=None,
+                relative_latency=0.4,
+                **why,
             ),
             model_benchmark(device="m4", kind="simulated", arena_bytes=2048, **nothing),
             model_benchmark(device="off", error="switched off"),
@@ -242,11 +248,14 @@ def test_several_devices_have_an_overview():
         str(results).partition("All devices")[2].partition("\n\nnote")[0].partition("\n\noff")[0]
         == """
 
-model        board (measured) ms  arm (simulated) relative  m4 (simulated) arena
------------  -------------------  ------------------------  --------------------
-base.tflite                 10.0                     1.00x               2.0 KiB
-half.tflite                 5.00                    0.400x                     -"""
+                   board        arm         m4
+                measured  simulated  simulated
+model     file        ms   relative      arena
+-----  -------  --------  ---------  ---------
+base   2.0 KiB      10.0      1.00x    2.0 KiB
+half   2.0 KiB      5.00     0.400x          -"""
     )
+    assert results.notes.count("arm: no times: it is emulated") == 1
     assert Benchmark([BASE, HALF]).overview() is None
 
 
@@ -261,5 +270,12 @@ def test_a_predicted_time_stands_in_the_overview():
     )
     _, columns, rows = Benchmark([BASE, predicted]).overview()
     names = [column.title for column in columns]
-    assert names[2:] == ["npu (predicted) ms", "npu (predicted) SRAM"]
-    assert rows[0][2:] == (0.25, 4096)
+    assert names[3:] == ["npu\npredicted\nms", "npu\npredicted\nSRAM"]
+    assert rows[0][3:] == (0.25, 4096)
+    assert not any("no times" in line for line in Benchmark([BASE, predicted]).notes)
+
+
+def test_models_keep_the_names_that_tell_them_apart():
+    rows = [model_benchmark(name, device=d) for d in "ab" for name in ("m", "m.tflite")]
+    _, _, shown = Benchmark(rows).overview()
+    assert [row[0] for row in shown] == ["m", "m.tflite"]

@@ -10,7 +10,7 @@ import termios
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.report.table import Column, format_bytes, format_cell, print_table, render
@@ -22,6 +22,19 @@ model            median ms     size
 ---------------  ---------  -------
 baseline.tflite       12.3  3.0 MiB
 small.tflite         0.457        -"""
+
+
+STACKED = """\
+                 board
+                    ms
+model         measured
+------------  --------
+small.tflite     0.500"""
+
+
+def test_headings_of_several_lines_end_in_the_last():
+    columns = ["model", Column("board\nms\nmeasured", "ms")]
+    assert render(columns, [["small.tflite", 0.5]]) == STACKED
 
 
 @pytest.mark.parametrize(
@@ -91,6 +104,7 @@ def test_control_characters_of_a_file_name_do_not_reach_the_terminal():
     assert format_cell("a\n\x1b[2Jb", "text") == "a??[2Jb"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=20), st.floats(0, 1e7)), max_size=5))
 def test_numbers_end_in_one_column(rows):
     lines = render(["name", Column("ms", "ms")], rows).splitlines()
