@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeprune.export.artifact import Artifact
     from edgeprune.export.convert import convert
     from edgeprune.export.inspect import inspect
+    from edgeprune.export.pack import pack, unpack
     from edgeprune.export.strip import strip
     from edgeprune.models import load_model
     from edgeprune.pipeline import compress
@@ -63,6 +64,7 @@ _HOMES = {
     "layer_drop": "structure.layerdrop",
     "load_model": "models",
     "make_sparse_eligible": "structure.eligible",
+    "pack": "export.pack",
     "plan_channels": "structure.plan",
     "plan_heads": "structure.attention",
     "plan_layers": "structure.depth",
@@ -73,6 +75,7 @@ _HOMES = {
     "register_pruning_rule": "structure.registry",
     "remove_dead_channels": "structure.cleanup",
     "strip": "export.strip",
+    "unpack": "export.pack",
 }
 
 __all__ = [
@@ -102,6 +105,7 @@ __all__ = [
     "layer_drop",
     "load_model",
     "make_sparse_eligible",
+    "pack",
     "plan_channels",
     "plan_heads",
     "plan_layers",
@@ -112,6 +116,7 @@ __all__ = [
     "register_pruning_rule",
     "remove_dead_channels",
     "strip",
+    "unpack",
 ]
 
 

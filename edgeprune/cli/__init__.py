@@ -16,6 +16,7 @@ from edgeprune.cli.devices import devices
 from edgeprune.cli.doctor import doctor
 from edgeprune.cli.inspect import inspect
 from edgeprune.cli.interrupt import ends_on_signals
+from edgeprune.cli.pack import pack, unpack
 from edgeprune.cli.prune import prune
 from edgeprune.cli.quiet import quiet_native_logs
 from edgeprune.errors import EdgepruneError
@@ -41,7 +42,19 @@ def cli() -> None:
     """Make Keras models small and fast on the device they will run on, and prove it."""
 
 
-for command in (advise, benchmark, compress, convert, demo, devices, doctor, inspect, prune):
+for command in (
+    advise,
+    benchmark,
+    compress,
+    convert,
+    demo,
+    devices,
+    doctor,
+    inspect,
+    pack,
+    prune,
+    unpack,
+):
     cli.add_command(command)
 
 

@@ -1,0 +1,1 @@
+"""The packed form of .tflite files: `container` has its layout."""
