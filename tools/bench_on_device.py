@@ -61,6 +61,7 @@ DEFAULTS = {"starts": 3, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 1
 QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
 PASSES = 3  # over all operators of a model, when each is timed alone
 PASS_RUNS = 5  # of each operator in a pass, at least
+LITERT_PROFILER = "2.3."  # the release of ai-edge-litert whose profiler can be called
 PROGRESS = "[bench] "
 INTERRUPTED = 130
 # TFLite's log, and absl's as TensorFlow uses it at import
@@ -356,7 +357,9 @@ def peak_memory():
 
 
 def alone(runtime, path, options):
-    """Measure one model in this process: its operators if they are given, else its start."""
+    """Measure one model in this process: its start, or what its options say."""
+    if options.profiler:
+        return profile_whole(runtime, path, options.threads, options.seed, options.min_seconds)
     if not options.operators:
         return measure_alone(runtime, path, options)
     loaded = runtime.load(path, options.threads, options.seed)
@@ -608,6 +611,157 @@ def time_part(runtime, content, threads, values, seconds):
     return [statistics.median(samples)], made
 
 
+# --- one model whole, by LiteRT's own profiler -------------------------------------------------
+
+
+def profile_whole(runtime, path, threads, seed, seconds):
+    """Have LiteRT's profiler time the operators of a model while it runs whole.
+
+    Python has no interface to it, so its C library is called as its release `LITERT_PROFILER` has
+    it: litert/c/{litert_compiled_model,litert_profiler,litert_profiler_event}.h. A wrong guess
+    would crash, so this runs in a process of its own.
+
+    Returns:
+      ``nodes``: for each event of an inference, in order, its ``kind``, its ``position`` in the
+      file (None of a delegate's operators) and its ``ns``: the mean over the calmer half of the
+      inferences, of times in whole microseconds.
+    """
+    import ctypes
+
+    class Event(ctypes.Structure):
+        _fields_ = [
+            ("tag", ctypes.c_char_p),
+            ("kind", ctypes.c_int),
+            ("start_us", ctypes.c_uint64),
+            ("elapsed_us", ctypes.c_uint64),
+            ("memory", ctypes.c_int64 * 6),
+            ("position", ctypes.c_uint64),
+            ("subgraph", ctypes.c_uint64),
+            ("source", ctypes.c_int),
+        ]
+
+    package = Path(importlib.util.find_spec("ai_edge_litert").origin).parent
+    library = ctypes.CDLL(str(package / "libLiteRt.so"))
+    nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda payload: None)
+    kept = []  # what the library points at
+
+    def call(name, *arguments):
+        status = getattr(library, name)(*arguments)
+        if status != 0:
+            raise BenchError(f"{path}: LiteRT's {name} returned {status}", "failure")
+
+    def made(name, *arguments):
+        handle = ctypes.c_void_p()
+        call(name, *arguments, ctypes.byref(handle))
+        return handle
+
+    def add_options(identifier, text):
+        payload = ctypes.create_string_buffer(text.encode())
+        kept.append(payload)
+        call(
+            "LiteRtAddOpaqueOptions",
+            options,
+            made("LiteRtCreateOpaqueOptions", identifier, payload, nothing),
+        )
+
+    environment = made("LiteRtCreateEnvironment", 0, None)
+    model = made("LiteRtCreateModelFromFile", environment, str(path).encode())
+    options = made("LiteRtCreateOptions")
+    call("LiteRtSetOptionsHardwareAccelerators", options, 1)  # the CPU
+    add_options(b"runtime_options_string", "enable_profiling = true\n")
+    add_options(b"xnnpack", f"num_threads = {threads}\n")
+    compiled = made("LiteRtCreateCompiledModel", environment, model, options)
+    graph = made("LiteRtGetModelSubgraph", model, ctypes.c_size_t(0))
+
+    def buffers(side):
+        count = ctypes.c_size_t()
+        call(f"LiteRtGetNumSubgraph{side}s", graph, ctypes.byref(count))
+        found = (ctypes.c_void_p * count.value)()
+        for i in range(count.value):
+            place = ctypes.c_size_t(i)
+            kind = (ctypes.c_uint8 * 512)()  # more than its type of a tensor takes
+            tensor = made(f"LiteRtGetSubgraph{side}", graph, place)
+            call("LiteRtGetRankedTensorType", tensor, ctypes.byref(kind))
+            needs = made(
+                f"LiteRtGetCompiledModel{side}BufferRequirements",
+                compiled,
+                ctypes.c_size_t(0),
+                place,
+            )
+            found[i] = made(
+                "LiteRtCreateManagedTensorBufferFromRequirements",
+                environment,
+                ctypes.byref(kind),
+                needs,
+            ).value
+        return found
+
+    inputs, outputs = buffers("Input"), buffers("Output")
+    loaded = runtime.load(path, threads, seed)
+    for i, (_, value) in enumerate(loaded.inputs):
+        content = value.tobytes()
+        size = ctypes.c_size_t()
+        call("LiteRtGetTensorBufferPackedSize", ctypes.c_void_p(inputs[i]), ctypes.byref(size))
+        if size.value != len(content):
+            raise BenchError(f"{path}: LiteRT wants inputs of another size", "failure")
+        target = ctypes.c_void_p()
+        writing = 1
+        call("LiteRtLockTensorBuffer", ctypes.c_void_p(inputs[i]), ctypes.byref(target), writing)
+        ctypes.memmove(target, content, len(content))
+        call("LiteRtUnlockTensorBuffer", ctypes.c_void_p(inputs[i]))
+    profiler = made("LiteRtCompiledModelGetProfiler", compiled)
+
+    def run():
+        call("LiteRtResetProfiler", profiler)
+        call("LiteRtStartProfiler", profiler)
+        call(
+            "LiteRtRunCompiledModel",
+            compiled,
+            ctypes.c_size_t(0),
+            ctypes.c_size_t(len(inputs)),
+            inputs,
+            ctypes.c_size_t(len(outputs)),
+            outputs,
+        )
+        call("LiteRtStopProfiler", profiler)
+        count = ctypes.c_int()
+        call("LiteRtGetNumProfilerEvents", profiler, ctypes.byref(count))
+        events = (Event * max(count.value, 1))()
+        call("LiteRtGetProfilerEvents", profiler, count, events)
+        # An operator of TFLite's is of kind 2, one of a delegate's of kind 8.
+        return [
+            (
+                event.tag.decode("utf-8", "replace"),
+                event.position if event.kind == 2 else None,
+                event.elapsed_us,
+            )
+            for event in events[: count.value]
+            if event.kind in (2, 8)
+        ]
+
+    for _ in range(PASS_RUNS):
+        first = run()
+    end = time.perf_counter() + seconds
+    runs = []
+    while len(runs) < 2 * PASS_RUNS or time.perf_counter() < end:
+        events = run()
+        if [event[:2] for event in events] != [event[:2] for event in first]:
+            raise BenchError(f"{path}: its operators differ from run to run", "failure")
+        runs.append([event[2] for event in events])
+    runs.sort(key=sum)
+    calm = runs[: len(runs) // 2]
+    return {
+        "nodes": [
+            {
+                "kind": kind,
+                "position": position,
+                "ns": 1e3 * statistics.mean(run[i] for run in calm),
+            }
+            for i, (kind, position, _) in enumerate(first)
+        ]
+    }
+
+
 # --- the environment --------------------------------------------------------------------------
 
 
@@ -794,11 +948,17 @@ def benchmark(options):
     ]
     for i, archive in enumerate(options.operators or ()):
         say(f"{names[i]}: each operator alone")
-        more = (f"--operators={archive}", f"--min-seconds={options.min_seconds}")
+        path, seconds = options.models[i], f"--min-seconds={options.min_seconds}"
         try:
-            found[i]["per_operator"] = run_alone(runtime, options.models[i], options, *more)
+            known = run_alone(runtime, path, options, f"--operators={archive}", seconds)
         except BenchError as error:  # what was measured is not to be lost for it
             found[i]["unavailable"]["per_operator"] = str(error)
+            continue
+        if runtime.name == "ai-edge-litert" and runtime.version.startswith(LITERT_PROFILER):
+            say(f"{names[i]}: all operators, by LiteRT's profiler")
+            with contextlib.suppress(BenchError):
+                known.update(run_alone(runtime, path, options, "--profiler", seconds))
+        found[i]["per_operator"] = known
     return found
 
 
@@ -923,6 +1083,7 @@ def parse(arguments):
     parser.add_argument("--name", action="append", help="name of a model; once for each, in order")
     parser.add_argument("--device", help="name of this device in the result [board or host name]")
     # For the processes that this script and edgeprune start.
+    parser.add_argument("--profiler", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--operators", action="append", help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--errors-as-json", action="store_true", help=argparse.SUPPRESS)

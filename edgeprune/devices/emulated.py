@@ -25,8 +25,8 @@ from edgeprune.devices import emulated_worker, process, script
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
-from edgeprune.devices.profiling import ALONE, with_profile
 from edgeprune.devices.profiling_parts import write_parts
+from edgeprune.devices.profiling_script import ALONE, with_profile
 from edgeprune.devices.reach import EmulatedReach
 from edgeprune.devices.rows import ending, row
 from edgeprune.devices.sandbox import MAKE, QEMU, Sandbox, find_sandbox

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from edgeprune.devices import process, profiling, script
+from edgeprune.devices import process, script
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.profiling_script import archives, with_profiles
 from edgeprune.errors import EdgepruneError
 
 
@@ -26,8 +27,8 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     """
     command = [sys.executable, str(script.bench_script())]
     limit = options.limit_seconds(len(models))
-    with profiling.archives(models, options) as archives:
-        files = [str(archive) for archive in archives]
+    with archives(models, options) as cut:
+        files = [str(archive) for archive in cut]
         command += script.arguments(models, models, files, profile, options)
         ended = process.run(
             command, limit, stop=options.stop, on_line=partial(script.take_progress, options)
@@ -35,4 +36,4 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     if ended.late:
         raise EdgepruneError(script.too_late(limit))
     rows = script.results(ended.output, ended.code, ended.said, models, profile, options)
-    return profiling.with_profiles(rows, options)
+    return with_profiles(rows, options)

@@ -1,37 +1,16 @@
-"""Where a model's time goes: operator by operator and layer by layer, whatever device it ran on.
+"""Where a model's time goes: operator by operator and layer by layer, whatever device it ran on."""
 
-What the runtimes offer, as found with ai-edge-litert 2.3.0 and tflite-runtime 2.14.0: no Python
-interface of either profiles. The C library inside ai-edge-litert does, with XNNPACK's operators
-among its events; but it counts whole microseconds, rounded down, so that small operators take 0,
-calls operators by XNNPACK's names, and differs from release to release in the layout of what it
-returns. So here each operator is cut out and timed alone (`profiling_parts`), with the same
-kernels, by the same clock as the whole model, under any runtime.
-"""
-
-import contextlib
 import json
-import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune.devices.measurement import ModelBenchmark
-from edgeprune.devices.options import RunOptions
-from edgeprune.devices.profiling_parts import parts_of, write_parts
-from edgeprune.devices.script import one_line
-from edgeprune.errors import EdgepruneError
 from edgeprune.export.artifact import record_path
 from edgeprune.export.graph import TfliteModel
 from edgeprune.export.layer_names import layer_of
-from edgeprune.export.tflite import read
 from edgeprune.files import sha256
 
-ALONE = (
-    "each operator timed alone, as a model of its own, on the values that reach it in the whole "
-    "model, less the time of a call; XNNPACK runs those that it takes in the whole model"
-)
 _NO_LAYERS = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")  # names of the converter's own
 _APART = 0.25  # of the whole model's time, beyond which the sum is doubted
 
@@ -162,108 +141,23 @@ def profile_of(
     }
 
 
-@contextlib.contextmanager
-def archives(models: Sequence[str], options: RunOptions) -> Iterator[list[Path]]:
-    """Yield an archive of operators for each model, or nothing if no profile was asked for.
-
-    Raises:
-      InputError: a file is no whole .tflite model.
-    """
-    if not options.per_operator:
-        yield []
-        return
-    with tempfile.TemporaryDirectory(prefix="edgeprune-profile-") as name:
-        files = []
-        for number, model in enumerate(models):
-            options.say(f"cutting {Path(model).name} into its operators")
-            files.append(Path(name) / f"parts-{number}.zip")
-            write_parts(read(model), files[-1])
-        yield files
-
-
-def with_profiles(rows: Sequence[ModelBenchmark], options: RunOptions) -> list[ModelBenchmark]:
-    """Put what bench_on_device.py found of the parts into the rows' profiles.
-
-    Raises:
-      EdgepruneError: what came back is not what that script writes.
-    """
-    if not options.per_operator:
-        return [replace(row, per_operator={}) for row in rows]
-    return [
-        replace(row, per_operator={})
-        if "per_operator" in row.unavailable
-        else with_profile(row, row.per_operator)
-        for row in rows
-    ]
-
-
-def with_profile(row: ModelBenchmark, said: Mapping[str, Any], how: str = ALONE) -> ModelBenchmark:
-    """Return a row with its profile.
-
-    Args:
-      row: of a model that was timed, operator by operator.
-      said: what bench_on_device.py's `time_operators` returned; in place of ``ns`` a part may have
-        a ``share``.
-      how: it came to be.
-
-    Raises:
-      EdgepruneError: it is not what that writes.
-    """
-    path = Path(row.path)
-    model = read(path)
-    layers = Layers(path, model)
-    try:
-        operators = _alone(said, model, layers)
-        by_whole = _number(said["sum_by_whole"]) if "sum_by_whole" in said else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgepruneError(
-            f"the profile that came back is not understood ({one_line(str(error))}); run it again"
-        ) from error
-    found = profile_of(operators, how, row.typical_ms, layers, by_whole)
-    return replace(row, per_operator=found, warnings=(*row.warnings, *doubts(row.model, found)))
-
-
-def _alone(said: Mapping[str, Any], model: TfliteModel, layers: Layers) -> list[OperatorTime]:
-    """Read what was said of a model's parts; raise what looking into a wrong value raises."""
-    graph = model.subgraphs[0]
-    parts = parts_of(graph)
-    times = list(said["parts"])
-    if len(times) != len(parts):
-        raise ValueError(f"{len(times)} operators of {len(parts)}")
-    found = []
-    for part, time in zip(parts, times, strict=True):
-        position = part.positions[-1]
-        op, layer = graph.operators[position].name, layers.of(position)
-        ms, share, reason = None, None, None
-        if "reason" in time:
-            reason = one_line(str(time["reason"]))
-        elif "share" in time:
-            share = _number(time["share"])
-        else:
-            ms = max(_number(time["ns"]) - _number(said["call_ns"]), 0.0) / 1e6
-        found.append(OperatorTime(part.positions, op, layer, ms, share, reason=reason))
-    return found
+def is_apart(found: Mapping[str, Any]) -> bool:
+    """Whether the operators' sum is far from the whole model's time."""
+    ratio = found["sum_by_whole"]
+    return ratio is not None and abs(ratio - 1) > _APART
 
 
 def doubts(name: str, found: Mapping[str, Any]) -> list[str]:
     """Return what makes a profile less trustworthy, each a line."""
     lines = []
-    ratio = found["sum_by_whole"]
-    if ratio is not None and abs(ratio - 1) > _APART:
+    if is_apart(found):
+        ratio = f"{found['sum_by_whole']:.2f}x"
         lines.append(
-            f"{name}: in sum its operators take {ratio:.2f}x the whole model's time: there they "
-            "are fused, run sparse, share caches otherwise; trust their shares only roughly"
+            f"{name}: in sum its operators take {ratio} the whole model's time: there they are "
+            "fused, run sparse, share caches otherwise; trust their shares only roughly"
         )
     missing = [one for one in found["operators"] if one["share"] is None]
     if missing:
         named = ", ".join(dict.fromkeys(f"{one['op']} ({one['reason']})" for one in missing))
         lines.append(f"{name}: no time of {len(missing)} of its operators: {named}")
     return lines
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} is below 0 or without end")
-    return float(value)

@@ -1,4 +1,4 @@
-"""Bring XNNPACK's operators back to the model's: benchmark_model's table to a profile.
+"""Bring XNNPACK's operators back to the model's: what a profiler tells of them to a profile.
 
 XNNPACK tells the operators that it runs by names of its own, in the order in which it runs them,
 which is the model's. It leaves some out, since they are done along with a neighbour, and adds some:
@@ -65,15 +65,17 @@ _MERGEABLE = ("PAD", "RESHAPE", "RELU", "RELU6", "QUANTIZE", "DEQUANTIZE", "TRAN
 _ADDED = ("Clamp", "Static Reshape", "Copy", "Convert", "Transpose", "Constant Pad")
 
 
-def nodes_profile(path: Path, nodes: Sequence[Node], whole_ms: float | None) -> dict[str, Any]:
-    """Return what goes under ``per_operator`` in the row of a model that benchmark_model ran."""
+def nodes_profile(
+    path: Path, nodes: Sequence[Node], whole_ms: float | None, how: str = HOW
+) -> dict[str, Any]:
+    """Return what goes under ``per_operator`` in the row of a model of which these were told."""
     model = read(path)
     graph = model.subgraphs[0]
     layers = Layers(path, model)
     positions = places(graph, nodes)
     if positions is None:
         found = [_unplaced(node, layers, len(graph.operators)) for node in nodes]
-        return profile_of(found, f"{HOW}; the layers of XNNPACK's are not told", whole_ms, layers)
+        return profile_of(found, f"{how}; the layers of XNNPACK's are not told", whole_ms, layers)
     times: dict[int, float] = {}
     for node, position in zip(nodes, positions, strict=True):
         times[position] = times.get(position, 0.0) + node.ms
@@ -87,7 +89,7 @@ def nodes_profile(path: Path, nodes: Sequence[Node], whole_ms: float | None) -> 
         )
         for part in parts_of(graph)
     ]
-    return profile_of(found, HOW, whole_ms, layers)
+    return profile_of(found, how, whole_ms, layers)
 
 
 def _unplaced(node: Node, layers: Layers, count: int) -> OperatorTime:

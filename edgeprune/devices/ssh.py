@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from edgeprune.devices import profiling, script
+from edgeprune.devices import script
 from edgeprune.devices.connection import Connection, ConnectionLostError
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.profiling_script import archives, with_profiles
 from edgeprune.devices.reach import SshReach
 from edgeprune.devices.remote import shell_script
 from edgeprune.errors import EdgepruneError, UnsupportedError
@@ -163,8 +164,8 @@ def _attempt(
         for number, model in enumerate(models):
             options.say(f"copying {Path(model).name} to {connection.host}")
             files.append(connection.save(Path(model), f"model-{number}.tflite"))
-        with profiling.archives(models, options) as archives:
-            parts = [connection.save(archive, archive.name) for archive in archives]
+        with archives(models, options) as cut:
+            parts = [connection.save(archive, archive.name) for archive in cut]
         arguments = script.arguments(models, files, parts, profile, options)
         command = [interpreter.python, program, *arguments]
         try:
@@ -179,7 +180,7 @@ def _attempt(
                 f"{connection.host} measured another file than {model}: its copy there was "
                 "damaged, or the file was changed meanwhile; run it again"
             )
-    return profiling.with_profiles(rows, options)
+    return with_profiles(rows, options)
 
 
 def _measure(

@@ -11,16 +11,9 @@ import pytest
 
 from edgeprune.devices.measurement import Benchmark, Latency, ModelBenchmark
 from edgeprune.devices.options import RunOptions
-from edgeprune.devices.profiling import (
-    ALONE,
-    Layers,
-    OperatorTime,
-    doubts,
-    profile_of,
-    with_profile,
-    with_profiles,
-)
+from edgeprune.devices.profiling import Layers, OperatorTime, doubts, profile_of
 from edgeprune.devices.profiling_parts import write_parts
+from edgeprune.devices.profiling_script import ALONE, WHOLE, with_profile, with_profiles
 from edgeprune.devices.run import benchmark
 from edgeprune.devices.script import bench_script
 from edgeprune.errors import EdgepruneError
@@ -133,6 +126,39 @@ def test_a_call_is_taken_off_each_operator(row):
     assert found.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        # Of a whole of 4000, alone: 2000. The profiler's clamp belongs to the first layer.
+        ((1500, 500, 900, 1000), WHOLE),
+        ((500, 0, 0, 0), ALONE),
+        ((0, 0, 0, 0), ALONE),
+    ],
+)
+def test_the_profiler_counts_where_the_parts_are_far_off_and_it_is_nearer(row, times, expected):
+    kinds = ("Fully Connected (NC, F32) GEMM", "Clamp (NC)", "Fully Connected (NC)", "Softmax (NC)")
+    nodes = [
+        {"kind": kind, "position": None, "ns": ns} for kind, ns in zip(kinds, times, strict=True)
+    ]
+    said = {"call_ns": 0, "parts": [{"ns": 1000}, {"ns": 500}, {"ns": 500}], "nodes": nodes}
+    found = with_profile(row, said).per_operator
+    assert found["how"] == expected
+    if expected is WHOLE:
+        assert [one["ms"] for one in found["operators"]] == [0.002, 0.0009, 0.001]
+
+
+def test_parts_whose_sum_is_near_the_whole_count(row):
+    nodes = [{"kind": "Fully Connected (NC)", "position": p, "ns": 2000} for p in (0, 1)]
+    said = {"call_ns": 0, "parts": [{"ns": 1600}, {"ns": 1600}, {"ns": 0}], "nodes": nodes}
+    assert with_profile(row, said).per_operator["how"] == ALONE
+
+
+def test_a_profiler_whose_operators_fit_nowhere_does_not_count(row):
+    nodes = [{"kind": "Argmax (NC)", "position": None, "ns": 4000}]
+    said = {"call_ns": 0, "parts": [{"ns": 9}] * 3, "nodes": nodes}
+    assert with_profile(row, said).per_operator["how"] == ALONE
+
+
 def test_what_has_no_time_keeps_its_reason(row):
     parts = [{"ns": 3000}, {"reason": "it does\x1b[2J\nnot run alone"}, {"ns": 500}]
     found = with_profile(row, {"call_ns": 0, "parts": parts})
@@ -160,6 +186,14 @@ def test_a_sum_far_from_the_whole_is_doubted(model, whole, doubted):
         {"call_ns": 1, "parts": [{"ns": float("nan")}] * 3},
         {"call_ns": 1, "parts": [[]] * 3},
         {"call_ns": 1, "parts": [{"ns": 1}] * 3, "sum_by_whole": "x"},
+        {"call_ns": 1, "parts": [{"ns": 1}] * 3, "nodes": 1},
+        {"call_ns": 1, "parts": [{"ns": 1}] * 3, "nodes": [1]},
+        {"call_ns": 1, "parts": [{"ns": 1}] * 3, "nodes": [{"kind": "x", "ns": 1}]},
+        {
+            "call_ns": 1,
+            "parts": [{"ns": 1}] * 3,
+            "nodes": [{"kind": "x", "position": -1, "ns": 1}],
+        },
     ],
 )
 def test_what_a_device_makes_up_is_refused(row, said):
@@ -219,6 +253,13 @@ def test_the_script_by_itself(model, tmp_path):
     assert len(found["parts"]) == len(parts) == 3
     assert all(part.keys() == {"ns"} and part["ns"] > 0 for part in found["parts"])
     assert found["call_ns"] > 0
+    # Of other releases of LiteRT the profiler is not called.
+    assert ("nodes" in found) == record["runtime_version"].startswith("2.3.")
+    nodes = found.get("nodes", ())
+    kinds = [node["kind"].split(" (")[0] for node in nodes]  # XNNPACK takes all three
+    own = [kind for kind in kinds if kind in ("Fully Connected", "Softmax")]
+    assert own == (["Fully Connected", "Fully Connected", "Softmax"] if nodes else [])
+    assert all(node["position"] is None and node["ns"] >= 0 for node in nodes)
     (plain,) = json.loads(script(*quick, model).stdout)
     assert "per_operator" not in plain
 
