@@ -359,7 +359,8 @@ def peak_memory():
 def alone(runtime, path, options):
     """Measure one model in this process: its start, or what its options say."""
     if options.profiler:
-        return profile_whole(runtime, path, options.threads, options.seed, options.min_seconds)
+        seconds = options.min_seconds / PASSES
+        return profile_whole(runtime, path, options.threads, options.seed, seconds)
     if not options.operators:
         return measure_alone(runtime, path, options)
     loaded = runtime.load(path, options.threads, options.seed)

@@ -12,6 +12,7 @@ from edgeprune.export.layer_names import layer_of
 from edgeprune.files import sha256
 
 _NO_LAYERS = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")  # names of the converter's own
+_CALL_MS = 0.001  # of a model that does nothing, at most
 _APART = 0.25  # of the whole model's time, beyond which the sum is doubted
 
 
@@ -142,9 +143,11 @@ def profile_of(
 
 
 def is_apart(found: Mapping[str, Any]) -> bool:
-    """Whether the operators' sum is far from the whole model's time."""
-    ratio = found["sum_by_whole"]
-    return ratio is not None and abs(ratio - 1) > _APART
+    """Whether the operators' sum is far from the whole model's time, by more than a call takes."""
+    ratio, whole = found["sum_by_whole"], found["whole_ms"]
+    if ratio is None or abs(ratio - 1) <= _APART:
+        return False
+    return whole is None or abs(ratio - 1) * whole > _CALL_MS
 
 
 def doubts(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ EMPTY = "empty.tflite"
 """A model without operators, whose time is that of a call."""
 
 _CALLS = ("WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_COMPOSITE")
+_UNPACKING = ("DEQUANTIZE", "DENSIFY")
 _NO_ARRAYS = ("string", "resource", "variant")
 
 
@@ -51,8 +52,7 @@ class Part:
 def parts_of(graph: Subgraph) -> list[Part]:
     """Say how a model's main graph is cut, in the order in which it is executed.
 
-    Operators whose inputs are all constant have no part of their own: they go with those that
-    read them.
+    Operators that unpack constants have no part of their own: they go with those that read them.
     """
     constant = _constant_operators(graph)
     last = {i: p for p, operator in enumerate(graph.operators) for i in operator.inputs}
@@ -107,13 +107,14 @@ def _is_computed(graph: Subgraph, index: int) -> bool:
 
 
 def _constant_operators(graph: Subgraph) -> set[int]:
-    """Find the operators that compute the same in every inference, and only for others."""
+    """Find the operators that unpack constants for others, which runtimes do once for all."""
     fixed: set[int] = set()
     found: set[int] = set()
     for position, operator in enumerate(graph.operators):
         read = [index for index in operator.inputs if index >= 0]
         settled = all(graph.tensors[i].data is not None or i in fixed for i in read)
-        if read and settled and not set(operator.outputs) & set(graph.outputs):
+        shown = set(operator.outputs) & set(graph.outputs)
+        if operator.name in _UNPACKING and settled and not shown:
             found.add(position)
             fixed.update(operator.outputs)
     return found

@@ -66,7 +66,8 @@ def benchmark(
       names: what to call the models, one each; by default their file names, with as many
         folders as tell them apart.
       seed: of the random inputs.
-      profile: time each operator, too, where the device can: see `ModelBenchmark.per_operator`.
+      profile: time each operator, too, where the device can: see `ModelBenchmark.per_operator`;
+        `edgeprune.report.profile` shows and draws it.
       timeout_seconds: after which a device is given up; if left out, it follows from the time
         asked for.
       progress: called with a line of text as the work proceeds, from several threads if there

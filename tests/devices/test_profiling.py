@@ -167,9 +167,17 @@ def test_what_has_no_time_keeps_its_reason(row):
     assert warning.startswith("model.tflite: no time of 1 of its operators: FULLY_CONNECTED (")
 
 
-@pytest.mark.parametrize(("whole", "doubted"), [(1.0, False), (1.2, False), (1.5, True)])
-def test_a_sum_far_from_the_whole_is_doubted(model, whole, doubted):
-    operators = [OperatorTime((0,), "ADD", "a", 1.0)]
+@pytest.mark.parametrize(
+    ("scale", "whole", "doubted"),
+    [
+        (1.0, 1.0, False),
+        (1.0, 1.2, False),
+        (1.0, 1.5, True),
+        (0.001, 0.0015, False),  # half a microsecond: a call takes that
+    ],
+)
+def test_a_sum_far_from_the_whole_is_doubted(model, scale, whole, doubted):
+    operators = [OperatorTime((0,), "ADD", "a", scale)]
     lines = doubts("m", profile_of(operators, "", whole, Layers(model, read(model))))
     assert any(line.startswith("m: in sum its operators take 0.67x") for line in lines) == doubted
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgeprune.devices.profiling_parts import EMPTY, MANIFEST, parts_of, write_parts
+from edgeprune.export.graph import Operator, Subgraph, Tensor
 from edgeprune.export.tflite import read
 
 SHAPE = (1, 8, 8, 4)
@@ -136,6 +137,25 @@ def test_what_unpacks_constants_goes_with_the_operator_that_reads_them():
     names = [[graph.operators[p].name for p in part.positions] for part in parts_of(graph)]
     assert ["DEQUANTIZE", "CONV_2D"] in [sorted(set(one), reverse=True) for one in names]
     assert all(one[-1] != "DEQUANTIZE" for one in names)
+
+
+def test_only_unpacking_is_for_others():
+    def tensor(index, *, constant=False):
+        data = np.zeros(4, np.uint8) if constant else None
+        return Tensor(index, "", (1,), (1,), "float32", None, None, 0, data)
+
+    operators = (
+        Operator("DENSIFY", False, (0,), (1,), {}),
+        Operator("DEQUANTIZE", False, (1,), (2,), {}),
+        Operator("RANGE", False, (0,), (3,), {}),
+        Operator("ADD", False, (2, 3), (4,), {}),
+        Operator("DEQUANTIZE", False, (0,), (5,), {}),
+    )
+    tensors = (tensor(0, constant=True), *(tensor(index) for index in range(1, 6)))
+    graph = Subgraph("", tensors, (), (4, 5), operators)
+    told = [(part.positions, part.inputs, part.last_uses) for part in parts_of(graph)]
+    # The last one is an output of the model.
+    assert told == [((2,), (), ()), ((0, 1, 3), (3,), (3,)), ((4,), (), ())]
 
 
 def test_weights_are_stored_once(tmp_path):
