@@ -58,6 +58,15 @@ RESIDUAL = chain("CONV_2D", "CONV_2D", "ADD", "MEAN", "FULLY_CONNECTED", "SOFTMA
         # Padding is done by the convolution that reads it.
         (chain("PAD", "CONV_2D", "RELU"), (CONV,), [1]),
         (chain("PAD", "CONV_2D", "RELU"), ("Constant Pad (ND, X32)", CONV, CLAMP), [0, 1, 2]),
+        # A layer normalization, and a reshape more than the model has.
+        (
+            chain("MEAN", "NEG", "SQUARED_DIFFERENCE", "MEAN", "ADD", "RSQRT", "MUL", "RESHAPE",
+                  "FULLY_CONNECTED"),
+            ("Mean (ND) Reduce2", "Negate (ND)", "Squared Difference (ND)", "Mean (ND) Reduce2",
+             "Add (ND)", "Reciprocal Square Root (ND)", "Multiply (ND)", "Static Reshape (NC)",
+             "Static Reshape (NC)", FULL),
+            [0, 1, 2, 3, 4, 5, 6, 7, 7, 8],
+        ),
         # What does not fit.
         (RESIDUAL, (CONV, CONV, "Add (ND)", "Softmax (NC, F32)"), None),
         (RESIDUAL, (CONV,), None),
