@@ -11,7 +11,8 @@ from edgeprune.export.graph import TfliteModel
 from edgeprune.export.layer_names import layer_of
 from edgeprune.files import sha256
 
-_NO_LAYERS = ("StatefulPartitionedCall", "PartitionedCall", "tfl.")  # names of the converter's own
+# How names of the converter's own begin.
+_NO_LAYERS = ("StatefulPartitionedCall", "PartitionedCall", "serving_default", "tfl.")
 _CALL_MS = 0.001  # of a model that does nothing, at most
 _APART = 0.25  # of the whole model's time, beyond which the sum is doubted
 

@@ -17,6 +17,7 @@ from edgeprune.devices.profiling_script import ALONE, WHOLE, with_profile, with_
 from edgeprune.devices.run import benchmark
 from edgeprune.devices.script import bench_script
 from edgeprune.errors import EdgepruneError
+from edgeprune.export.graph import Operator, Subgraph, Tensor, TfliteModel
 from edgeprune.export.tflite import read
 
 SHORT = {"min_seconds": 0.05, "min_runs": 5, "warmup_seconds": 0.01, "starts": 1}
@@ -100,6 +101,18 @@ def test_layers_have_their_keras_names_by_the_record(model, tmp_path):
     bare = tmp_path / "bare.tflite"
     bare.write_bytes(model.read_bytes())
     assert Layers(bare, read(bare)).source == "file"
+
+
+def test_layers_of_what_the_converter_named(tmp_path):
+    names = ("in", "serving_default_in:0_int16", "head/Relu", "StatefulPartitionedCall:01", "tfl.x")
+    kinds = ("QUANTIZE", "RELU", "SOFTMAX", "DEQUANTIZE")
+    tensors = tuple(
+        Tensor(i, name, (1,), (1,), "int8", None, None, 0, None) for i, name in enumerate(names)
+    )
+    operators = tuple(Operator(kind, False, (i,), (i + 1,), {}) for i, kind in enumerate(kinds))
+    model = TfliteModel(b"", (Subgraph("", tensors, (0,), (4,), operators),))
+    layers = Layers(tmp_path / "none.tflite", model)
+    assert [layers.of(position) for position in range(4)] == ["(input)", "head", "head", "(output)"]
 
 
 @pytest.mark.parametrize("change", ["another file's", "no JSON", "a list", "no layers"])
