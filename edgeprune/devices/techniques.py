@@ -17,16 +17,19 @@ from edgeprune.devices.weight_bytes import (
     prunable,
     pruned_bytes,
 )
-from edgeprune.export.sparse_inference import NO_END, sparse_parts, too_dense
+from edgeprune.export.sparse_inference import (
+    NO_END,
+    little_work,
+    miscomputed,
+    sparse_parts,
+    too_dense,
+)
 
 SPARSITY = 0.9
 """What advice on sparsity assumes of a model that has fewer zeros."""
 
 # Above this the 1x1 convolutions run sparse; XNNPACK's own rule.
 _LEAST_SPARSITY = 2 / 3
-# Of the products that run sparse: at 90 % zeros these take 0.15 to 0.2 of their time, so that less
-# than this leaves an inference above half of its own.
-_LEAST_SHARE = 0.6
 _STATIC_SHAPES = (
     "https://github.com/tensorflow/tensorflow/blob/master/tensorflow/lite/delegates/xnnpack/"
     "README.md: only static shapes; measured for this project (tflite-runtime 2.14.0): a MobileNet "
@@ -129,6 +132,9 @@ def sparse_float(subject: Subject, profile: DeviceProfile) -> Outcome:
         return _refused(
             outcome, [Reason("no kernel can be stored sparse: all are depthwise")], subject.bytes
         )
+    if wrong := miscomputed(subject.tflite, pruned=True):
+        first = Reason(wrong.why, subject.layer(wrong.operator))
+        return _refused(outcome, [first, *sparse_blockers(subject)], subject.bytes)
     stored = any(kernel.sparsity is not None for kernel in kernels)
     if stored:
         already = Reason(f"its weights are stored sparse already, at sparsity {now:.3f}")
@@ -142,12 +148,8 @@ def sparse_float(subject: Subject, profile: DeviceProfile) -> Outcome:
         return replace(outcome, effect="no faster", reasons=(*outcome.reasons, few))
     if stored:
         return outcome
-    share = _sparse_share(subject)
-    if share is not None and share < _LEAST_SHARE:
-        why = (
-            f"only {share:.0%} of the multiply-accumulates are in 1x1 convolutions that run sparse"
-        )
-        return replace(outcome, effect="not known", reasons=(*outcome.reasons, Reason(why)))
+    if little := little_work(subject.tflite):
+        return replace(outcome, effect="not known", reasons=(*outcome.reasons, Reason(little)))
     return outcome
 
 
@@ -211,31 +213,6 @@ def _too_dense(subject: Subject) -> Reason | None:
     parts = [part for part in sparse_parts(subject.tflite) if not part.blockers]
     found = [too_dense(graph, list(part.operators)) for part in parts]
     return None if None in found else Reason(str(found[0]))
-
-
-def _sparse_share(subject: Subject) -> float | None:
-    """Return the share of the products that are in 1x1 convolutions of parts that qualify."""
-    macs = subject.macs
-    if not macs.total:
-        return None
-    graph = subject.tflite.subgraphs[0]
-    inside = {
-        id(operator)
-        for part in sparse_parts(subject.tflite)
-        if not part.blockers
-        for operator in part.operators
-    }
-    sparse = sum(
-        macs.by_layer.get(position, 0)
-        for position, operator in enumerate(graph.operators)
-        if id(operator) in inside
-        and operator.name in ("CONV_2D", "FULLY_CONNECTED")
-        and all(
-            len(kernel.shape) == 2 or kernel.shape[1:3] == (1, 1)
-            for kernel in graph.kernels(operator)
-        )
-    )
-    return sparse / macs.total
 
 
 def _by_reward(

@@ -6,6 +6,7 @@ from typing import Literal
 from edgeprune.errors import UnsupportedError
 from edgeprune.export import tflite
 from edgeprune.export.native import captured_stderr
+from edgeprune.export.sparse_inference import in_words, miscomputed
 
 Sparse = Literal["auto", "on", "off"]
 
@@ -39,7 +40,10 @@ def encode_sparse(
         return content, "off"
     weights = tflite.read(content).weights()
     highest = max((weight.zeros() / max(weight.entries, 1) for weight in weights), default=0.0)
-    if few := highest < _MIN_SPARSITY:
+    if any(weight.dtype == "int4" for weight in weights):
+        # The pass ends the whole process on them (TensorFlow 2.21).
+        few, encoded, reason = True, None, "int4 weights have no sparse encoding"
+    elif few := highest < _MIN_SPARSITY:
         encoded, reason = None, f"no weight has {_MIN_SPARSITY:.0%} zeros (highest: {highest:.1%})"
     else:
         encoded, reason = _encode(content, matches)
@@ -64,6 +68,10 @@ def _encode(content: bytes, matches: Callable[[bytes], bool]) -> tuple[bytes | N
             return None, f"TensorFlow's encoder failed ({type(error).__name__})"
     if all(weight.sparsity is None for weight in tflite.read(encoded).weights()):
         return None, "TensorFlow's encoder found no weight of a kind that it encodes"
+    # Not on this machine perhaps, whose XNNPACK may have no sparse inference.
+    model = tflite.read(encoded)
+    if wrong := miscomputed(model):
+        return None, in_words(model.subgraphs[0], wrong)
     if not matches(encoded):
         return None, "the interpreter does not run the encoded file (it does for float weights)"
     return encoded, ""

@@ -34,6 +34,7 @@ def test_every_script_is_tried_here():
         "convert_overhead.py",
         "structure_scaling.py",
         "structure_quality.py",
+        "sparse_eligibility.py",  # in tests/devices/test_sparse_truth.py, with its device
     }
     assert {path.name for path in BENCH.glob("*.py")} == tried
 
