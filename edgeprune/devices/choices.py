@@ -9,10 +9,10 @@ from typing import Any
 
 from edgeprune.devices import techniques
 from edgeprune.devices.profile import DeviceProfile, Technique
-from edgeprune.devices.refusals import MISREADS, check_recipe
+from edgeprune.devices.refusals import MISREADS, cannot_quantize, check_recipe
 from edgeprune.devices.subject import Subject, subject_of
 from edgeprune.devices.weight_bytes import clustered_bytes, int8_bytes
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, UnsupportedError
 from edgeprune.recipe import Quantize, Recipe
 
 # XNNPACK runs 1x1 convolutions sparse above this.
@@ -62,8 +62,9 @@ def choose(
 
     Raises:
       InputError: the recipe asks for what one of the devices cannot take.
+      UnsupportedError: the model cannot be stored so that one of them runs it.
     """
-    check_recipe(recipe, profiles)
+    check_recipe(recipe, stated, profiles)
     deciding = _Deciding(model, subject, recipe, stated, tuple(profiles))
     quantize = deciding.quantize()
     mode = str(quantize.value)
@@ -132,6 +133,9 @@ class _Deciding:
 
     def quantize(self) -> Choice:
         value, reason, key = self._best_quantize()
+        for profile in () if "export.quantize" in self._stated else self._profiles:
+            if (why := cannot_quantize(value, profile)) is not None:
+                raise UnsupportedError(f"{profile.name} cannot run the model: {why}, and {reason}")
         source = self._source(f"rewards.{key}")
         if "export.quantize" in self._stated:
             return self._by_recipe("quantize", self._recipe.export.quantize, value, source)
@@ -159,7 +163,8 @@ class _Deciding:
             also = f"; {_names(others)} can run it too" if others else ""
             return "int8", f"smaller, and faster on {_names(fast)}{also}", "int8"
         halves = [techniques.float16(self._subject, profile) for profile in self._profiles]
-        if not self._misreading and all(outcome.smaller for outcome in halves):
+        takes = all(cannot_quantize("float16", profile) is None for profile in self._profiles)
+        if takes and all(outcome.smaller for outcome in halves):
             why = "sparse 'on' is for float weights" if float_only else "int8 is no faster there"
             return "float16", f"half the bytes; {refused or why}", "float16"
         if not float_only and any(outcome.smaller for outcome in in_int8):

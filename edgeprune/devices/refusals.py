@@ -21,33 +21,46 @@ from edgeprune.recipe import Quantize, Recipe
 MISREADS: dict[Backend, str] = {"tflm": "TFLite Micro", "vela": "Vela"}
 """Backends that take what is stored of sparse-encoded weights for all of them."""
 
+_CANNOT_QUANTIZE: dict[Backend, tuple[tuple[Quantize, ...], str]] = {
+    "tflm": (("float16", "dynamic"), "TFLite Micro has no kernels for such weights"),
+    "vela": (("none", "float16", "dynamic"), "the Ethos-U computes with integers alone"),
+}
+
 _WEIGHT_BYTES: dict[Quantize, int] = {"none": 4, "float16": 2}  # others: 1
 _ACTIVATION_BYTES: dict[Quantize, int] = {"int8": 1, "int16x8": 2}  # others: 4
 _MOST_REASONS = 3
 
 
-def check_recipe(recipe: Recipe, profiles: Sequence[DeviceProfile]) -> None:
+def check_recipe(recipe: Recipe, stated: frozenset[str], profiles: Sequence[DeviceProfile]) -> None:
     """Refuse a recipe that asks for what one of the devices cannot take.
+
+    Args:
+      recipe: its sparse encoding and its quantization are looked at.
+      stated: paths of the keys that it states; what it does not state it does not ask for.
+      profiles: of the devices.
 
     Raises:
       InputError: the key and the device are named.
     """
-    quantize = recipe.export.quantize
     for profile in profiles:
-        runtime = MISREADS.get(profile.backend)
-        if runtime is None:
-            continue
-        if recipe.export.sparse == "on":
+        if recipe.export.sparse == "on" and profile.backend in MISREADS:
             raise InputError(
-                f"recipe: export.sparse is 'on', but {profile.name} cannot take it: {runtime} "
-                "would misread sparse-encoded weights; set it to 'off', or leave it out"
+                f"recipe: export.sparse is 'on', but {profile.name} cannot take it: "
+                f"{MISREADS[profile.backend]} would misread sparse-encoded weights; set it to "
+                "'off', or leave it out"
             )
-        if quantize in ("float16", "dynamic"):
+        why = cannot_quantize(recipe.export.quantize, profile)
+        if why is not None and "export.quantize" in stated:
             raise InputError(
-                f"recipe: export.quantize is '{quantize}', but {profile.name} cannot take it: "
-                "TFLite Micro, which runs models or their rest there, has no kernels for such "
-                "weights; set it to 'int8', or leave it out"
+                f"recipe: export.quantize is '{recipe.export.quantize}', but {profile.name} "
+                f"cannot take it: {why}; set it to 'int8', or leave it out"
             )
+
+
+def cannot_quantize(quantize: Quantize, profile: DeviceProfile) -> str | None:
+    """Say why a device does not run a model that is stored so; None where it does."""
+    modes, why = _CANNOT_QUANTIZE.get(profile.backend, ((), ""))
+    return why if quantize in modes else None
 
 
 def check_operators(subject: Subject, profiles: Sequence[DeviceProfile]) -> None:

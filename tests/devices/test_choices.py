@@ -5,7 +5,7 @@ import pytest
 from edgeprune.devices.choices import choose
 from edgeprune.devices.run import load_profiles
 from edgeprune.devices.subject import subject_of
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, UnsupportedError
 from edgeprune.models import import_keras
 from edgeprune.recipe import PRESETS, Recipe, load_stated
 
@@ -233,11 +233,24 @@ def test_the_recipe_wins(chosen, text, name, value, reason):
         ('sparse = "on"', (PI, NPU), "sparse is 'on', but ethos-u55-128 cannot take it: Vela"),
         ('quantize = "float16"', (M4,), "quantize is 'float16', but cortex-m4 cannot take it"),
         ('quantize = "dynamic"', (PI, NPU), "quantize is 'dynamic', but ethos-u55-128 cannot"),
+        ('quantize = "none"', (M4, NPU), "but ethos-u55-128 cannot take it: the Ethos-U computes"),
     ],
 )
 def test_contradictions_are_refused_by_name(chosen, text, devices, message):
     with pytest.raises(InputError, match=message):
         chosen("never eligible", f"[export]\n{text}", *devices)
+
+
+def test_a_model_that_int8_does_not_take_has_no_use_for_an_accelerator(chosen):
+    message = "ethos-u55-128 cannot run the model: .* integers alone, and lstm runs as a loop"
+    with pytest.raises(UnsupportedError, match=message):
+        chosen("loops", "", NPU)
+
+
+def test_this_machine_decides_by_its_own_processor(chosen):
+    (local,) = load_profiles("local")
+    expected = "int8" if "int8" in local.rewards.faster else "float16"
+    assert chosen("eligible", "", "local")[0].export.quantize == expected
 
 
 def test_look_up_tables_are_said_to_be_left_out(chosen):

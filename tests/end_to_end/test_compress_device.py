@@ -273,6 +273,16 @@ def test_padding_is_rewritten_and_zeros_encoded_for_sparse_inference(tmp_path):
         assert any(weight.sparsity is not None for weight in file.weights()) is rewritten
 
 
+def test_padding_that_cannot_be_rewritten_is_refused_before_training(task, tmp_path):
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.layers.Input((12,)), tf_keras.layers.Dense(3)])
+    (tmp_path / "recipe.toml").write_text("[sparsity]\nrewrite_padding = true\n")
+    with pytest.raises(UnsupportedError, match="tf_keras"):
+        compress(model, task / "data.npz", tmp_path / "recipe.toml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
