@@ -574,16 +574,17 @@ def time_operators(runtime, inputs, archive, threads, seconds):
             calls += time_part(runtime, empty, threads, inputs[:1], share)[0]
             values = {index: inputs[i] for i, index in enumerate(manifest["inputs"])}
             for number, part in enumerate(manifest["parts"]):
-                try:
+                if not all(index in values for index in part["inputs"]):
+                    reasons[number] = reasons[number] or "what it reads was not computed"
+                if reasons[number] is None:
                     own = [values[index] for index in part["inputs"]]
-                    if reasons[number] is None:
+                    try:
                         found, made = time_part(runtime, contents[number], threads, own, share)
+                    except (ValueError, RuntimeError) as error:
+                        reasons[number] = f"it does not run alone ({error})"
+                    else:
                         times[number] += found
                         values.update((index, made[i]) for i, index in enumerate(part["outputs"]))
-                except KeyError:
-                    reasons[number] = "what it reads was not computed"
-                except (ValueError, RuntimeError) as error:
-                    reasons[number] = f"it does not run alone ({error})"
                 for index in part["last_uses"]:
                     values.pop(index, None)
     finally:
