@@ -6,7 +6,7 @@ import importlib
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,29 @@ class Dataset:
                 digest.update(f"{name} {values.shape} {values.dtype} ".encode())
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples of a model's inputs, with their targets where there are any.
+
+    Attributes:
+      columns: one array (n, ...) an input, in the dtypes that the model takes.
+      targets: (n, ...), or None.
+    """
+
+    columns: list[Array]
+    targets: Array | None
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def take(self, indices: Any) -> "Samples":
+        """Return some of them: by an array of indices, or a slice."""
+        return Samples(
+            [column[indices] for column in self.columns],
+            None if self.targets is None else self.targets[indices],
+        )
 
 
 def load_training_data(spec: str | Path) -> Dataset:
@@ -158,6 +181,91 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
     columns = fit_inputs(found, inputs, name, integers_to_floats=False)
     chosen = evenly_spaced(len(columns[0]), MAX_ITERATED_SAMPLES)
     return [column if len(column) == len(chosen) else column[chosen] for column in columns]
+
+
+def load_samples(
+    source: Any, inputs: Sequence[InputSpec], *, integers_to_floats: bool
+) -> tuple[Samples, Samples | None]:
+    """Load samples of a model's inputs with their targets, where the source has them.
+
+    Args:
+      source: as for `load_calibration` or `load_training_data`, targets or not: arrays x, (x, y),
+        (x, y, x_val, y_val), a mapping with these keys, an iterable of batches x or (x, y), or a
+        file or ``module:function`` with any of these. The two arrays of a pair are the inputs of
+        a model that has two.
+      inputs: what the model takes.
+      integers_to_floats: whether integer samples of a float input are cast, as `fit` does.
+
+    Returns:
+      All samples of arrays, the first 512 of an iterable; and those that the source itself sets
+      aside as `x_val` and `y_val`, or `x_test` and `y_test`, or None.
+
+    Raises:
+      InputError: the source cannot be loaded, or does not fit the model or its own targets.
+    """
+    name = "data"
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, str | Path):
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            name, source = str(source), _load(str(source))
+        if callable(source) and not isinstance(source, Iterable):
+            source = _called(source, name)
+        found = _with_targets(source, inputs, name)
+    first, *others = [
+        Samples(
+            fit_inputs(columns, inputs, name, integers_to_floats=integers_to_floats),
+            _targets_of(targets, columns, name),
+        )
+        for columns, targets in found
+    ]
+    return first, others[0] if others else None
+
+
+def _with_targets(
+    source: Any, inputs: Sequence[InputSpec], name: str
+) -> list[tuple[list[Array], Any]]:
+    """Sort a source's samples by input, with their targets or None; held-out ones come second."""
+    named = {spec.name for spec in inputs}
+    pair = isinstance(source, tuple) and len(source) in (2, 4) and len(source) != len(inputs)
+    keyed = isinstance(source, Mapping) and {"x", "y"} <= set(source) and named.isdisjoint(source)
+    if isinstance(source, Dataset) or pair or keyed:
+        loaded = _training_arrays(source, name)
+        aside = [kind for kind in ("_val", "_test") if {f"x{kind}", f"y{kind}"} <= set(loaded)]
+        return [
+            (collect(loaded[f"x{kind}"], inputs, name), loaded[f"y{kind}"])
+            for kind in ("", *aside[:1])
+        ]
+    if isinstance(source, Mapping):
+        given = source["x"] if "x" in source and named.isdisjoint(source) else source
+        return [(collect(given, inputs, name), None if "y" in named else source.get("y"))]
+    arrays = isinstance(source, tuple | list) or hasattr(source, "__array__")
+    if arrays or not isinstance(source, Iterable):
+        return [(collect(source, inputs, name), None)]
+    targets: list[Array] = []
+
+    def inputs_only() -> Iterator[Any]:
+        for batch in source:
+            if isinstance(batch, tuple) and len(batch) in (2, 3) and len(batch) != len(inputs):
+                targets.append(np.asarray(batch[1]))
+                yield batch[0]
+            else:
+                yield batch
+
+    columns = collect(inputs_only(), inputs, name)
+    return [(columns, np.concatenate(targets)[: len(columns[0])] if targets else None)]
+
+
+def _targets_of(targets: Any, columns: Sequence[Array], name: str) -> Array | None:
+    if targets is None:
+        return None
+    values = np.asarray(targets)
+    check_values(values, f"{name}: 'y'")
+    if len(values) != len(columns[0]):
+        raise InputError(
+            f"{name}: 'x' has {len(columns[0])} samples and 'y' has {len(values)}; "
+            "every sample needs its target"
+        )
+    return values
 
 
 def _called(function: Callable[[], Any], name: str) -> Any:

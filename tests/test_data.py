@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.data import Dataset, load_calibration, load_training_data
+from edgeprune.data import Dataset, load_calibration, load_samples, load_training_data
 from edgeprune.errors import InputError
 from edgeprune.inputs import InputSpec
 from edgeprune.samples import batches, evenly_spaced
@@ -382,3 +382,82 @@ def test_batches_hold_every_sample_once_before_they_fill_up(total, size):
     assert len(joined) % size == 0
     assert len(joined) < total + size
     np.testing.assert_array_equal(joined[:total], column)
+
+
+# Samples with targets or without
+
+
+def samples_of(source, count=1, **options):
+    inputs = [InputSpec(name, (None, 2), "float32") for name in "ab"[:count]]
+    return load_samples(source, inputs, **{"integers_to_floats": True, **options})
+
+
+X, Y = np.arange(12.0).reshape(6, 2), np.arange(6)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        (X, Y),
+        {"x": X, "y": Y},
+        {"a": X, "y": Y},
+        lambda: (X, Y),
+        [(X[:4], Y[:4]), (X[4:], Y[4:])],
+        lambda: iter([(X[:4], Y[:4], np.ones(4)), (X[4:], Y[4:], np.ones(2))]),
+    ],
+    ids=["pair", "mapping", "named", "function", "batches", "weighted batches"],
+)
+def test_samples_with_targets(source):
+    if isinstance(source, list):
+        source = iter(source)
+    samples, aside = samples_of(source)
+    assert aside is None
+    assert len(samples) == 6
+    np.testing.assert_array_equal(samples.columns[0], X)
+    np.testing.assert_array_equal(samples.targets, Y)
+    assert samples.columns[0].dtype == np.float32
+    taken = samples.take(np.array([1, 5]))
+    assert taken.targets.tolist() == [1, 5]
+    assert taken.columns[0][:, 0].tolist() == [2, 10]
+
+
+@pytest.mark.parametrize(
+    "source", [X, {"x": X}, [X], iter([X[:3], X[3:]])], ids=["array", "x", "list", "batches"]
+)
+def test_samples_without_targets(source):
+    samples, aside = samples_of(source)
+    assert samples.targets is None
+    assert aside is None
+    np.testing.assert_array_equal(samples.columns[0], X)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        (X, Y, X[:2], Y[:2]),
+        ((X, Y), (X[:2], Y[:2])),
+        {"x": X, "y": Y, "x_test": X[:2], "y_test": Y[:2]},
+        {"x": X, "y": Y, "x_val": X[:2], "y_val": Y[:2], "x_test": X[:3], "y_test": Y[:3]},
+    ],
+)
+def test_samples_that_the_source_holds_out(source):
+    samples, aside = samples_of(source)
+    assert (len(samples), len(aside)) == (6, 2)
+    assert aside.targets.tolist() == [0, 1]
+
+
+def test_two_arrays_are_two_inputs_before_they_are_a_pair():
+    samples, _ = samples_of((X, X + 1), count=2)
+    assert samples.targets is None
+    np.testing.assert_array_equal(samples.columns[1], X + 1)
+    samples, _ = samples_of({"x": {"a": X, "b": X + 1}, "y": Y}, count=2)
+    np.testing.assert_array_equal(samples.targets, Y)
+
+
+def test_samples_that_do_not_fit():
+    with pytest.raises(InputError, match="'x' has 6 samples and 'y' has 5"):
+        samples_of((X, Y[:5]))
+    with pytest.raises(InputError, match="'y' holds 1 NaN"):
+        samples_of((X, np.where(Y == 3, np.nan, Y)))
+    with pytest.raises(InputError, match="takes float32, got int64"):
+        samples_of((X.astype(int), Y), integers_to_floats=False)

@@ -1,6 +1,7 @@
 """`edgeprune convert`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,20 +26,73 @@ class _Batch(click.ParamType[object]):
         return self.fail(f"{value!r} is not a whole number above 0 or 'dynamic'", param, ctx)
 
 
+_MODES = ("none", "float16", "dynamic", "int8", "int16x8", "int4")
+
+
+def _layer_modes(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """Read ``conv1=int8``, in the order in which they are given."""
+    modes: dict[str, str] = {}
+    for value in values:
+        pattern, _, mode = value.rpartition("=")
+        if not pattern or mode not in _MODES:
+            raise click.BadParameter(
+                f"{value!r} is not LAYER=MODE with a mode of {', '.join(_MODES)}"
+            )
+        if pattern in modes:
+            raise click.BadParameter(f"two modes for '{pattern}'; give one")
+        modes[pattern] = mode
+    return modes
+
+
+def _several_modes(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    modes = tuple(value.split(","))
+    if unknown := [mode for mode in modes if mode not in _MODES]:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(_MODES)}")
+    return modes
+
+
 @click.command()
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The .tflite file to write.")
 @click.option(
     "--quantize",
-    type=click.Choice(["none", "float16", "dynamic", "int8", "int16x8"]),
+    type=click.Choice([*_MODES, "auto"]),
     default="none",
     show_default=True,
-    help="How weights and activations are stored.",
+    help="How weights and activations are stored; auto tries all and keeps the smallest file.",
+)
+@click.option(
+    "--quantize-layer",
+    "layers",
+    metavar="LAYER=MODE",
+    multiple=True,
+    callback=_layer_modes,
+    help="Another mode for some layers, by name or class, with * and ?. Can be given several "
+    "times; the first that matches counts.",
 )
 @click.option(
     "--calibration",
     metavar="DATA",
-    help="Typical inputs, needed by int8 and int16x8: .npz, .npy or module:function.",
+    help="Typical inputs, needed by int8, int16x8 and auto: .npz, .npy or module:function. Of "
+    "auto with targets y, if there are any.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Of auto: how much accuracy may be lost, or agreement where there are no targets. "
+    "[default: 0.01]",
+)
+@click.option(
+    "--modes",
+    metavar="MODE,...",
+    callback=_several_modes,
+    help="Of auto: choose among these alone, such as those that the device runs.",
 )
 @click.option(
     "--sparse",
@@ -85,7 +139,10 @@ def convert(
     model: Path,
     output: Path,
     quantize: str,
+    layers: dict[str, str],
     calibration: str | None,
+    max_drop: float | None,
+    modes: tuple[str, ...] | None,
     sparse: Literal["auto", "on", "off"],
     io: str,
     batch: int | Literal["dynamic"],
@@ -105,6 +162,10 @@ def convert(
     else is not kept. Of a .tflite file only the dead channels leave; it takes no other option
     than --no-verify.
     """
+    if layers and quantize == "auto":
+        raise click.UsageError(
+            "--quantize auto tries modes for the whole model; leave out --quantize-layer"
+        )
     from edgeprune.export.convert import convert as run
     from edgeprune.report.progress import step_status
 
@@ -112,8 +173,10 @@ def convert(
         artifact = run(
             model,
             output,
-            quantize=quantize,
+            quantize={**layers, "*": quantize} if layers else quantize,
             calibration=calibration,
+            max_drop=max_drop,
+            modes=modes,
             sparse=sparse,
             io=io,
             batch=batch,
@@ -148,4 +211,5 @@ def _document(artifact: "Artifact") -> dict[str, object]:
             "passed": verification.passed,
             "notes": list(verification.notes),
         },
+        "candidates": [asdict(candidate) for candidate in artifact.candidates],
     }

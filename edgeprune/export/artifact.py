@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeprune.export.candidates import Candidate, candidates_table
 from edgeprune.report.table import format_bytes
 
 
@@ -53,11 +54,13 @@ class Artifact:
       sha256: of its content.
       bytes: its size.
       gzip_bytes: its size after gzip, level 9.
-      quantization: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``; ``unchanged`` of a
-        file that was made from another .tflite file.
+      quantization: ``none``, ``float16``, ``dynamic``, ``int8``, ``int16x8`` or ``int4``;
+        ``mixed`` where layers have modes of their own; ``unchanged`` of a file that was made from
+        another .tflite file.
       sparsity: fraction of zero weights, counted in the file.
       verification: against the model that was given; None when it was switched off.
       made_by: recipe, versions and hashes of what went in.
+      candidates: the modes that ``auto`` tried; empty otherwise.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class Artifact:
     sparsity: float
     verification: Verification | None
     made_by: dict[str, Any] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def dead_channels(self) -> dict[str, Any]:
@@ -96,6 +100,11 @@ class Artifact:
             f"{self.path}: {format_bytes(self.bytes)} ({format_bytes(self.gzip_bytes)} gzip), "
             f"quantization {self.quantization}, sparsity {self.sparsity:.3f}"
         ]
+        if self.quantization in ("int4", "mixed"):
+            stored = self.made_by.get("weight_dtypes", {}).items()
+            lines.append("weights: " + ", ".join(f"{count:,} {dtype}" for dtype, count in stored))
+            if "int4" in dict(stored):
+                lines.append("note: LiteRT runs int4; tflite-runtime 2.14 and TFLite Micro do not")
         # "dense: ..." says why zeros that could be encoded were not; of few zeros nobody asks.
         if (encoding := str(self.made_by.get("weights_encoding", ""))).startswith("dense: "):
             lines.append(f"weights stored {encoding}")
@@ -104,7 +113,10 @@ class Artifact:
         if in_file.get("channels_removed"):
             lines.append(f"after conversion: {in_file['summary'].splitlines()[0]}")
         verified = "not verified, as asked" if self.verification is None else self.verification
-        return "\n".join([*lines, str(verified)])
+        lines.append(str(verified))
+        if self.candidates:
+            lines += ["", candidates_table(self.candidates)]
+        return "\n".join(lines)
 
 
 def record_path(output: Path) -> Path:

@@ -1,56 +1,48 @@
 """Turn a Keras model into a verified .tflite file."""
 
+import contextlib
 import gzip
 import hashlib
 import importlib.metadata
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from edgeprune import __version__, models
-from edgeprune.data import check_source, load_calibration
-from edgeprune.errors import EdgepruneError, InputError, VerificationError
-from edgeprune.export import tflite
+from edgeprune.data import check_source, load_calibration, load_samples
+from edgeprune.errors import InputError
+from edgeprune.export import auto, tflite
 from edgeprune.export.artifact import Artifact, Verification, record_path
-from edgeprune.export.converter import to_tflite
-from edgeprune.export.encode import Sparse, encode_sparse
+from edgeprune.export.candidates import Candidate
+from edgeprune.export.conversion import Conversion
+from edgeprune.export.encode import Sparse
 from edgeprune.export.float32 import in_float32
 from edgeprune.export.keras_cleanup import cleaned, kept
+from edgeprune.export.post_training import CALIBRATED, Quantize, modes_of
 from edgeprune.export.program import Program, Shapes, program_of, saved_program
 from edgeprune.export.strip import strip
-from edgeprune.export.tflite_cleanup import (
-    check_options,
-    clean_converted,
-    clean_file,
-    compare_files,
-    is_tflite,
-)
-from edgeprune.export.verify import Interpreter, reference, run_columns, verification_samples
-from edgeprune.export.verify import verify as compare
+from edgeprune.export.tflite_cleanup import check_options, clean_file, compare_files, is_tflite
 from edgeprune.files import atomic_paths, check_target, sha256
 from edgeprune.subclassed import with_inputs
 
 Array = npt.NDArray[Any]
 
-MODES = ("none", "float16", "dynamic", "int8", "int16x8")
-_CALIBRATED = ("int8", "int16x8")
-# Random token ids stay below every vocabulary; a model without one gets zeros and ones.
-_FEW_TOKENS = 2
-# An encoded file may round differently from a dense one, in other kernels.
-_SAME = 1e-4
+AUTO = "auto"
 
 
 def convert(
     model: Any,
     output: str | os.PathLike[str],
     *,
-    quantize: str = "none",
+    quantize: Quantize = "none",
     calibration: Any = None,
+    max_drop: float | None = None,
+    modes: Sequence[str] | None = None,
     batch: int | Literal["dynamic"] = 1,
     input_shape: Shapes | None = None,
     io: str = "float",
@@ -70,10 +62,19 @@ def convert(
         loses its dead channels, so that of the options it takes `verify` alone.
       output: the .tflite file to write. ``<output>.json`` beside it records how it was made. Both
         appear, or neither does, and files that were there before stay.
-      quantize: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``. Operators that have
-        no integer kernel stay in float.
-      calibration: samples of the inputs, which int8 and int16x8 need; see
-        `edgeprune.data.load_calibration`. The verification runs on them too.
+      quantize: ``none``, ``float16``, ``dynamic``, ``int8``, ``int16x8`` or ``int4`` (weights
+        alone, those of depthwise and transposed convolutions as int8). Operators that have no
+        integer kernel stay in float. A mapping gives each layer its mode, as
+        ``{"conv1": "int8", "*": "int4"}`` does: by name, path or class name, with ``*`` and
+        ``?``; the first that matches counts, ``*`` last; other layers stay in float.
+        ``auto`` converts in every mode and keeps the smallest file within `max_drop`.
+      calibration: samples of the inputs, which int8, int16x8 and auto need; see
+        `edgeprune.data.load_calibration`. The verification runs on them too. Those of auto may
+        have targets, and samples of their own to measure on; see `edgeprune.data.load_samples`.
+      max_drop: of auto: how much worse than the Keras model the file may be, on samples that
+        nothing was calibrated on: accuracy lost, or what `edgeprune.drop.Yardstick` says takes
+        its place. None for 0.01.
+      modes: of auto: those to choose among; None for all.
       batch: batch size to fix, or ``dynamic`` to leave it free, which most runtimes pay for.
       input_shape: free dimensions of a sample, without the batch; by input name if several. Of a
         subclassed model the shape that it was called on is known already.
@@ -106,6 +107,8 @@ def convert(
         given = {
             "quantize": quantize != "none",
             "calibration": calibration is not None,
+            "max_drop": max_drop is not None,
+            "modes": modes is not None,
             "batch": batch != 1,
             "input_shape": input_shape is not None,
             "io": io != "float",
@@ -116,6 +119,7 @@ def convert(
             "unsafe": unsafe,
         }
         check_options(Path(model), given)
+    _check_auto(quantize, max_drop, modes)
     _check_arguments(model, output, quantize, calibration, io, sparse, tolerance)
     tell = progress or (lambda step: None)
     if is_tflite(model):
@@ -123,38 +127,42 @@ def convert(
     tell("load")
     source, program = _program(model, unsafe, input_shape)
     program = program.fixed(batch, input_shape)
-    columns = None if calibration is None else load_calibration(calibration, program.inputs)
+    columns, measured = None, None
+    if quantize == AUTO:
+        samples, aside = load_samples(calibration, program.inputs, integers_to_floats=False)
+        calibrating, measured = auto.split(samples, aside)
+        columns = calibrating.columns
+    elif calibration is not None:
+        columns = load_calibration(calibration, program.inputs)
     if clean:
         tell("clean up")
     smaller, dead = cleaned(program) if clean else (program, kept("kept, as asked"))
     removed = dead["channels_removed"]
-    tell(f"convert without {removed:,} dead channels" if removed else "convert")
-    content = to_tflite(
-        smaller,
-        quantize,
-        columns,
+    conversion = Conversion(
+        program=program,
+        smaller=smaller,
+        channels_removed=removed,
+        columns=columns,
         integer_io=io == "int8",
+        sparse=sparse,
+        clean=clean,
+        verify=verify,
+        tolerance=tolerance,
         allow_select_ops=allow_select_ops,
     )
-    if clean and quantize == "int8":
-        content, in_file = clean_converted(content, verify)
-        dead |= {"file": in_file}
-    tell("verify" if verify else "encode")
-    samples = verification_samples(program, columns, _token_limit(program))
-    content, encoding = encode_sparse(
-        content, sparse, lambda encoded: _same(content, encoded, program, samples)
-    )
-    verification = None
-    if verify:
-        interpreter = Interpreter(content)
-        expected = reference(program, samples)
-        verification = compare(program, interpreter, samples, expected, quantize, tolerance)
-        if not verification.passed:
-            raise VerificationError(_failed(verification, removed))
+    candidates: tuple[Candidate, ...] = ()
+    if measured is not None:
+        limit = auto.MAX_DROP if max_drop is None else max_drop
+        quantize, converted, candidates = auto.choose(conversion, measured, limit, modes, tell)
+    else:
+        tell(f"convert without {removed:,} dead channels" if removed else "convert")
+        converted = conversion.run(quantize, tell)
+    if converted.dead_in_file is not None:
+        dead |= {"file": converted.dead_in_file}
     made_by = {
         "source": source,
         "recipe": {
-            "quantize": quantize,
+            "quantize": quantize if isinstance(quantize, str) else dict(quantize),
             "io": io,
             "batch": batch,
             "sparse": sparse,
@@ -164,13 +172,14 @@ def convert(
         "inputs": [asdict(spec) for spec in program.inputs],
         "outputs": list(program.outputs),
         "layers": _layer_names(program),
-        "weights_encoding": encoding,
+        "weights_encoding": converted.encoding,
         "dead_channels": dead,
         "calibration_samples": 0 if columns is None else len(columns[0]),
         "verified_on": _verified_on(verify, columns),
     }
     tell("write")
-    return _written(output, content, quantize, verification, made_by)
+    name = quantize if isinstance(quantize, str) else "mixed"
+    return _written(output, converted.content, name, converted.verification, made_by, candidates)
 
 
 def _converted_file(
@@ -199,16 +208,22 @@ def _written(
     quantization: str,
     verification: Verification | None,
     made_by: dict[str, Any],
+    candidates: tuple[Candidate, ...] = (),
 ) -> Artifact:
+    model = tflite.read(content)
+    dtypes: Counter[str] = Counter()
+    for weight in model.weights():
+        dtypes[weight.dtype] += weight.entries
     artifact = Artifact(
         path=output,
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         gzip_bytes=len(gzip.compress(content, 9)),
         quantization=quantization,
-        sparsity=tflite.read(content).sparsity,
+        sparsity=model.sparsity,
         verification=verification,
-        made_by=made_by | {"versions": _versions()},
+        made_by=made_by | {"weight_dtypes": dict(dtypes.most_common()), "versions": _versions()},
+        candidates=candidates,
     )
     # Only now, so that a process which is killed in the middle leaves nothing beside the output.
     with atomic_paths(output, record_path(output)) as (temporary, temporary_record):
@@ -220,19 +235,18 @@ def _written(
 def _check_arguments(
     model: Any,
     output: Path,
-    quantize: str,
+    quantize: Quantize,
     calibration: Any,
     io: str,
     sparse: str,
     tolerance: float | None,
 ) -> None:
-    if quantize not in MODES:
-        raise InputError(f"unknown quantization '{quantize}'; supported: {', '.join(MODES)}")
+    used = (AUTO,) if quantize == AUTO else modes_of(quantize)
     if io not in ("float", "int8"):
         raise InputError(f"unknown io '{io}'; supported: float, int8")
     if io == "int8" and quantize != "int8":
         raise InputError(
-            f"io 'int8' goes with quantize 'int8', got '{quantize}'; set one or the other"
+            f"io 'int8' goes with quantize 'int8', got {quantize!r}; set one or the other"
         )
     if sparse not in ("auto", "on", "off"):
         raise InputError(f"unknown sparse encoding '{sparse}'; supported: auto, on, off")
@@ -242,15 +256,29 @@ def _check_arguments(
         raise InputError(f"output {output} must end in .tflite")
     if isinstance(model, str | os.PathLike) and Path(model).resolve() == output.resolve():
         raise InputError(f"output {output} is the model itself; name another file")
-    if quantize in _CALIBRATED and calibration is None:
+    needing = [mode for mode in used if mode in (*CALIBRATED, AUTO)]
+    if needing and calibration is None:
         raise InputError(
-            f"{quantize} quantization needs calibration data, typical inputs that set the "
+            f"{needing[0]} quantization needs calibration data, typical inputs that set the "
             "activations' ranges; give an .npz, .npy or module:function (--calibration), or "
             "arrays in Python"
         )
     check_source(calibration)
     check_target(output)
     check_target(record_path(output))
+
+
+def _check_auto(quantize: Quantize, max_drop: float | None, modes: Sequence[str] | None) -> None:
+    if quantize != AUTO and (max_drop is not None or modes is not None):
+        name = "max_drop" if max_drop is not None else "modes"
+        raise InputError(f"{name} is for quantize 'auto', got {quantize!r}; leave it out")
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise InputError(f"max_drop is a fraction in [0, 1), got {max_drop:g}")
+    if modes is not None:
+        if isinstance(modes, str) or not modes:
+            raise InputError(f"modes is a list of one mode or more, got {modes!r}")
+        for mode in modes:
+            modes_of(mode)
 
 
 def _program(
@@ -283,45 +311,6 @@ def _layer_names(program: Program) -> list[str]:
     return list(dict.fromkeys(layer.name for _, layer in models.layers(program.owner)))
 
 
-def _token_limit(program: Program) -> int:
-    """Return the smallest vocabulary among a Keras model's embeddings."""
-    if not hasattr(program.owner, "layers"):
-        return _FEW_TOKENS
-    sizes = [
-        int(layer.input_dim)
-        for _, layer in models.layers(program.owner)
-        if isinstance(getattr(layer, "input_dim", None), int)
-    ]
-    return min(sizes, default=_FEW_TOKENS)
-
-
-def _same(dense: bytes, encoded: bytes, program: Program, samples: Sequence[Array]) -> bool:
-    """Tell whether an encoded file runs, and gives what the dense one gives."""
-    few = [column[:8] for column in samples]
-    try:
-        expected = run_columns(Interpreter(dense), program.inputs, few)
-        got = run_columns(Interpreter(encoded), program.inputs, few)
-    except (EdgepruneError, RuntimeError, ValueError):
-        return False
-    return all(
-        float(np.abs(got[name] - want.astype(np.float64)).max(initial=0.0))
-        <= _SAME * float(np.abs(want).max(initial=0.0))
-        for name, want in expected.items()
-    )
-
-
-def _failed(verification: Verification, removed: int) -> str:
-    agreement = verification.argmax_agreement
-    return (
-        f"the converted model does not compute what the Keras model computes: max abs error "
-        f"{verification.max_abs_error:.3g} on {verification.samples} samples"
-        + ("" if agreement is None else f", arg max the same on {agreement:.1%}")
-        + f" (tolerance: {verification.tolerance}); no file was written. Try a finer quantization "
-        "or more typical calibration data; --tolerance or --no-verify accepts it"
-        + (f"; --keep-dead keeps the {removed:,} dead channels that were removed" * bool(removed))
-    )
-
-
 def _verified_on(verify: bool, columns: Sequence[Array] | None) -> str:
     if not verify:
         return "nothing, as asked"
@@ -332,4 +321,6 @@ def _versions() -> dict[str, str]:
     versions = {"edgeprune": __version__}
     for package in ("tensorflow", "keras", "tf_keras", "ai-edge-litert", "numpy"):
         versions[package] = importlib.metadata.version(package)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["ai-edge-quantizer"] = importlib.metadata.version("ai-edge-quantizer")
     return versions

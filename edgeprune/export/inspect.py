@@ -18,6 +18,8 @@ from edgeprune.export.tflite import read
 
 # Operators whose kernel the converter can store sparse (those with `SparseOpInterface`).
 _SPARSE_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
+# Packed ones, such as int4, it leaves alone.
+_SPARSE_DTYPES = ("float32", "float16", "int8")
 _DENSE_VIEWS = ("DEQUANTIZE", "DENSIFY")
 _MAX_NESTING = 32
 
@@ -87,7 +89,9 @@ def inspect_tflite(model: TfliteModel) -> Inspection:
         for operator in graph.operators
         if operator.name in _SPARSE_OPERATORS
         for tensor in graph.kernels(operator)
-        if tensor.sparsity is None and not _has_zero_point(tensor)
+        if tensor.sparsity is None
+        and tensor.dtype in _SPARSE_DTYPES
+        and not _has_zero_point(tensor)
     }
     saved = sum(
         len(tensor.data) - sparse_bytes(tensor.values(), _scales(tensor))

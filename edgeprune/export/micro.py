@@ -39,7 +39,8 @@ def dtype_notes(model: TfliteModel) -> list[str]:
     """Say which weights have a dtype that TFLM's kernels refuse, in one line each.
 
     Source: tensorflow/lite/micro/kernels: conv_common.cc and fully_connected_common.cc ("Hybrid
-    models are not supported on TFLite Micro."), dequantize_common.cc (no float16 input).
+    models are not supported on TFLite Micro."), dequantize_common.cc (no float16 or
+    int4 input).
     """
     notes: dict[str, None] = {}
     for graph in model.subgraphs:
@@ -48,6 +49,10 @@ def dtype_notes(model: TfliteModel) -> list[str]:
                 given = graph.tensors[operator.inputs[0]].dtype if operator.inputs[0] >= 0 else ""
                 if kernel.dtype == "float16":
                     notes["float16 weights are not supported: convert with int8"] = None
+                elif kernel.dtype == "int4" and given == "float32":
+                    notes["int4 weights of float layers are not supported: convert with int8"] = (
+                        None
+                    )
                 elif kernel.dtype.startswith("int") and given == "float32":
                     notes[
                         "float inputs with integer weights (dynamic range) are not supported: "

@@ -228,10 +228,24 @@ def _random(rng: np.random.Generator, spec: InputSpec, count: int, limit: int) -
 
 # Root mean square error allowed, as a fraction of the standard deviation of the Keras outputs.
 # Ordinary models stay below a third of this, models with a damaged kernel lie above.
-_BOUND = {"none": 1e-3, "float16": 1e-2, "dynamic": 0.1, "int8": 0.3, "int16x8": 0.1}
+_BOUND = {
+    "none": 1e-3,
+    "float16": 1e-2,
+    "dynamic": 0.1,
+    "int8": 0.3,
+    "int16x8": 0.1,
+    "int4": 0.6,
+}
 # Outputs that hardly vary (untrained models) drown in rounding: an error below this fraction of
 # the largest output, or of two output steps where the file's outputs are quantized, is none.
-_ROUNDING = {"none": 1e-5, "float16": 1e-3, "dynamic": 1e-3, "int8": 1e-3, "int16x8": 1e-3}
+_ROUNDING = {
+    "none": 1e-5,
+    "float16": 1e-3,
+    "dynamic": 1e-3,
+    "int8": 1e-3,
+    "int16x8": 1e-3,
+    "int4": 1e-3,
+}
 _STEPS = 2
 # Below this a classifier's agreement is worth a note; below the other one it fails, if as many
 # samples are decided by more than the errors that the tolerance lets pass.
@@ -240,6 +254,11 @@ _LEAST_AGREEMENT = 0.5
 _MIN_DECIDED = 8
 # Relative to the largest output: less than this from sample to sample is float32 arithmetic.
 _CONSTANT = 1e-6
+
+
+def coarsest(modes: Sequence[str]) -> str:
+    """Return the mode of the widest tolerance, which that of a mixed file is."""
+    return max(modes, key=_BOUND.__getitem__)
 
 
 def verify(
@@ -260,11 +279,11 @@ def verify(
       quantize: how it was converted, which decides the tolerance.
       tolerance: root mean square error allowed, as a fraction of the standard deviation of the
         Keras model's outputs; None takes the mode's own: 0.001 of none, 0.01 of float16, 0.1 of
-        dynamic and int16x8, 0.3 of int8. With a mode's own tolerance, errors that are mere
-        rounding pass too: up to two quantization steps of the output, or 1e-5 (none) or 1e-3 of
-        the largest output. A classifier fails where the arg max differs on more than half of the
-        samples whose two largest outputs are further apart than the errors that pass. A tolerance
-        that is given is applied alone.
+        dynamic and int16x8, 0.3 of int8, 0.6 of int4. With a mode's own tolerance, errors that
+        are mere rounding pass too: up to two quantization steps of the output, or 1e-5 (none) or
+        1e-3 of the largest output. A classifier fails where the arg max differs on more than half
+        of the samples whose two largest outputs are further apart than the errors that pass. A
+        tolerance that is given is applied alone.
 
     Returns:
       The figures, passed or not, and in `notes` why a pass proves little, if it does. The arg max

@@ -1,0 +1,74 @@
+"""The quantizations of a model that were tried, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeprune.drop import ACCURACY, AGREEMENT, ERROR
+from edgeprune.report.table import Column, render
+
+# On fewer samples than this, one of them alone is a drop of 0.01.
+_FEW = 100
+_COLUMNS = (
+    Column("mode"),
+    Column("file", "bytes"),
+    Column("gzip", "bytes"),
+    Column("drop"),
+    Column(""),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One mode that was tried.
+
+    Attributes:
+      quantization: the mode.
+      bytes: of its file; None where there is none.
+      gzip_bytes: of the file after gzip, level 9; likewise.
+      drop: how much worse it is than the Keras model; None where it was not measured.
+      drop_of: what drops, or rises: see `edgeprune.drop.Yardstick`.
+      measured_on: samples, none of which anything was calibrated on.
+      kept: whether it is the file that was kept.
+      reason: why, or why not.
+    """
+
+    quantization: str
+    bytes: int | None
+    gzip_bytes: int | None
+    drop: float | None
+    drop_of: str
+    measured_on: int
+    kept: bool
+    reason: str
+
+    @property
+    def short_reason(self) -> str:
+        """The reason without advice and figures, which a table has no room for."""
+        return self.reason.partition(";")[0].partition(" (")[0]
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> str:
+    """Return the candidates as a table, and below it what was measured on what."""
+    rows = [
+        (
+            one.quantization,
+            one.bytes,
+            one.gzip_bytes,
+            None if one.drop is None else f"{one.drop:.4f}",
+            f"kept: {one.reason}" if one.kept else one.short_reason,
+        )
+        for one in candidates
+    ]
+    first = candidates[0]
+    what = {
+        AGREEMENT: "fraction of samples whose arg max is another than the Keras model's",
+        ERROR: "rms change of the outputs, in their standard deviations",
+    }.get(first.drop_of, f"{first.drop_of} lost against the Keras model")
+    lines = [
+        render(_COLUMNS, rows),
+        "",
+        f"drop: {what}, on {first.measured_on} samples that nothing was calibrated on",
+    ]
+    if first.drop_of in (ACCURACY, AGREEMENT) and first.measured_on < _FEW:
+        lines.append(f"note: one sample is a drop of {1 / first.measured_on:.3f}; more tell more")
+    return "\n".join(lines)
