@@ -127,16 +127,21 @@ class Inspection:
             f"sparse-encoded {format_bytes(self.sparse_encoded_bytes)}, "
             f"entropy {format_bytes(self.entropy_bytes)}",
         ]
-        sparse = self.sparse_inference
-        if sparse.eligible is not None:
-            verdict = "yes" if sparse.eligible else f"no: {'; '.join(sparse.reasons)}"
-            lines.append(f"XNNPACK skips zeros (64-bit Arm)  {verdict}")
-        if self.mcu.unsupported_ops is not None:
+        if self.mcu.unsupported_ops is not None:  # else it is no .tflite model yet
+            lines.append(f"XNNPACK skips zeros (64-bit Arm)  {self._sparse_verdict}")
             missing = ", ".join(self.mcu.unsupported_ops)
             verdict = f"lacks {missing}" if missing else "has every operator"
             lines.append(f"TFLite Micro {verdict}")
         lines += [f"note: {note}" for note in (*self.mcu.notes, *self.notes)]
         return "\n".join(lines)
+
+    @property
+    def _sparse_verdict(self) -> str:
+        sparse = self.sparse_inference
+        if sparse.eligible:
+            return "yes"
+        how = "no" if sparse.eligible is False else "yes, with little effect"
+        return f"{how}: {'; '.join(sparse.reasons)}"
 
     def __str__(self) -> str:
         return f"{render(LAYER_COLUMNS, self.rows())}\n\n{self.summary()}"

@@ -9,6 +9,7 @@ import pytest
 from edgeprune.errors import UnsupportedError
 from edgeprune.export.converter import to_tflite
 from edgeprune.export.encode import encode_sparse
+from edgeprune.export.inspect import inspect_tflite
 from edgeprune.export.program import program_of
 from edgeprune.export.sparse_inference import miscomputed, sparse_inference, sparse_parts
 from edgeprune.export.tflite import read
@@ -126,8 +127,10 @@ def test_little_sparse_work_is_no_promise():
     The 1x1 convolutions have 12,288 of them; the logistic's 8*8*8 values count 16 each, and their
     products with what they come from 4.
     """
-    plain = sparse_inference(stored_sparse(net(width=8)))
+    inspection = inspect_tflite(stored_sparse(net(width=8)))
+    plain = inspection.sparse_inference
     assert (plain.eligible, plain.reasons[0][:12]) == (None, "only 47% of ")
+    assert "skips zeros (64-bit Arm)  yes, with little effect: only 47%" in str(inspection)
     swish = sparse_inference(stored_sparse(net(layers.Activation("silu"), width=8)))
     assert (swish.eligible, swish.reasons[0][:12]) == (None, "only 34% of ")
 
