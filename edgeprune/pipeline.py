@@ -22,7 +22,7 @@ from edgeprune.recipe import Recipe, StructureSpec, load_stated
 from edgeprune.runs import RUN_FILE, RunFolder, identity_of, opened
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
-from edgeprune.targets import Devices, OnDevice, Targets, to_records
+from edgeprune.targets import Devices, Targets, from_records, to_records
 from edgeprune.training import Progress, compile_like, fit, plain_copy, predict
 
 if TYPE_CHECKING:
@@ -177,10 +177,7 @@ class _Run:
             tuple(self.folder.rows),
             (*stages, {key: value for key, value in last.items() if key != _DEVICES}),
             self.choices,
-            tuple(
-                OnDevice.from_json(record, str(self.folder.path / RUN_FILE))
-                for record in last.get(_DEVICES, ())
-            ),
+            from_records(last.get(_DEVICES, ()), str(self.folder.path / RUN_FILE)),
         )
 
     def _baseline(self) -> list[Row]:

@@ -42,19 +42,6 @@ class OnDevice:
     reason: str | None
     results: tuple[ModelBenchmark, ...]
 
-    @classmethod
-    def from_json(cls, record: Any, where: str) -> "OnDevice":
-        """Build it from what `dataclasses.asdict` made of it.
-
-        Raises:
-          InputError: it is no such record; `where` begins the line.
-        """
-        try:
-            results = tuple(ModelBenchmark.from_json(row, where) for row in record["results"])
-            return cls(**{**record, "results": results})
-        except (TypeError, KeyError) as error:
-            raise InputError(f"{where} is no record of a device's results") from error
-
     @property
     def verdict(self) -> str:
         """Whether the result fits, and what it takes of each memory; or why that is not known."""
@@ -206,5 +193,27 @@ def _at_most(spec: StructureSpec) -> StructureSpec:
 
 
 def to_records(found: Sequence[OnDevice]) -> list[dict[str, Any]]:
-    """Return plain values, as JSON gives them, that `OnDevice.from_json` reads back."""
+    """Return plain values, as JSON gives them, that `from_records` reads back."""
     return [json.loads(json.dumps(asdict(entry))) for entry in found]
+
+
+def from_records(records: Any, where: str) -> tuple[OnDevice, ...]:
+    """Build from plain values what `to_records` made them of.
+
+    Raises:
+      InputError: they are no such records; `where` begins the line.
+    """
+    try:
+        return tuple(
+            OnDevice(
+                **{
+                    **record,
+                    "results": tuple(
+                        ModelBenchmark.from_json(row, where) for row in record["results"]
+                    ),
+                }
+            )
+            for record in records
+        )
+    except (TypeError, KeyError) as error:
+        raise InputError(f"{where} holds no results of devices; see --restart") from error

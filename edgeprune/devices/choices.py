@@ -133,12 +133,12 @@ class _Deciding:
 
     def quantize(self) -> Choice:
         value, reason, key = self._best_quantize()
-        for profile in () if "export.quantize" in self._stated else self._profiles:
-            if (why := cannot_quantize(value, profile)) is not None:
-                raise UnsupportedError(f"{profile.name} cannot run the model: {why}, and {reason}")
         source = self._source(f"rewards.{key}")
         if "export.quantize" in self._stated:
             return self._by_recipe("quantize", self._recipe.export.quantize, value, source)
+        for profile in self._profiles:
+            if (why := cannot_quantize(value, profile)) is not None:
+                raise UnsupportedError(f"{profile.name} cannot run the model: {why}, and {reason}")
         return Choice("quantize", value, reason, source)
 
     def _best_quantize(self) -> tuple[Quantize, str, Technique]:
@@ -242,6 +242,9 @@ class _Deciding:
             return _SparseInference(False, False, _NO_PRUNED_WEIGHTS)
         if spec.final_sparsity <= _LEAST_SPARSITY:
             why = "XNNPACK runs zeros sparse only above a sparsity of 2/3"
+            return _SparseInference(False, False, why)
+        if self._recipe.export.sparse == "off":
+            why = "XNNPACK runs zeros sparse only where they are stored so"
             return _SparseInference(False, False, why)
         there = f"zeros run sparse on {_names(fast)}"
         outcome = techniques.sparse_float(self._subject, fast[0])

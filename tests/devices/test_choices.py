@@ -128,6 +128,8 @@ def test_nothing_to_round_without_structure(chosen):
         ("eligible", PRUNE + "0.8", (ARM,), "int8", "faster on emulated-arm64"),
         ("can be eligible", PRUNE + "0.9", (ARM,), "none", "once padding is rewritten in stem"),
         ("never eligible", PRUNE + "0.95", (ARM,), "int8", "faster on emulated-arm64"),
+        # Zeros that the recipe keeps from being encoded make nothing faster.
+        ("eligible", PRUNE + "0.9\n[export]\nsparse = 'off'", (ARM,), "int8", "faster on emu"),
         # The microcontroller has no use for zeros.
         ("eligible", PRUNE + "0.9", (ARM, M4), "int8", "faster on emulated-arm64, cortex-m4"),
         # Calibration does not take loops.

@@ -13,6 +13,7 @@ from edgeprune.export.sparse_inference import sparse_inference
 from edgeprune.models import import_keras
 from edgeprune.outcome import CompressionReport
 from edgeprune.pipeline import compress
+from edgeprune.targets import from_records
 
 keras = import_keras()
 layers = keras.layers
@@ -136,6 +137,14 @@ def test_the_same_run_again_is_shown_and_another_devices_is_not(task, whole):
         compress(*arguments(task, whole.output), device=["local", M4, NPU])
     with pytest.raises(InputError, match=r"holds another run: its recipe and devices differ"):
         compress(*arguments(task, whole.output))
+
+
+@pytest.mark.parametrize("damaged", [1, [{}], [{"results": [], "more": 1}]])
+def test_a_damaged_record_of_devices_is_refused(whole, damaged):
+    record = json.loads((whole.output / "run.json").read_text())["stages"][-1]["devices"]
+    assert from_records(record, "run.json") == whole.devices
+    with pytest.raises(InputError, match=r"^run\.json holds no results of devices"):
+        from_records(damaged, "run.json")
 
 
 def test_the_command_prints_choices_and_results(task, whole):
