@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
         ("mask_update.py", ["--rounds", "1"]),
         ("convert_overhead.py", ["--rounds", "1"]),
         ("structure_scaling.py", ["--layers", "80", "--model", "MobileNetV3Small"]),
+        ("pack_size.py", ["--quick"]),
     ],
 )
 def test_script_prints_one_json_document(script, options):
@@ -33,6 +34,7 @@ def test_every_script_is_tried_here():
         "mask_update.py",
         "convert_overhead.py",
         "structure_scaling.py",
+        "pack_size.py",
         "structure_quality.py",
         "sparse_eligibility.py",  # in tests/devices/test_sparse_truth.py, with its device
     }

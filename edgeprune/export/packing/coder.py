@@ -43,25 +43,26 @@ class Encoder:
 
     Attributes:
       bits: what they take so far, so that ways to say the same can be compared.
+      steps: symbols and their weights, or how many there are of equally likely ones.
     """
 
     def __init__(self) -> None:
         self.bits = 0.0
-        self._steps: list[tuple[Array | int, Array]] = []
+        self.steps: list[tuple[Array | int, Array]] = []
         self._raw: list[Array] = []
 
     def symbols(self, weights: Array, count: int, values: Array | None = None) -> Array:
         values = _given(values, count)
         if count:
             self.bits += cost(np.bincount(values, minlength=weights.size), weights)
-            self._steps.append((weights, values))
+            self.steps.append((weights, values))
         return values
 
     def uniform(self, size: int, count: int, values: Array | None = None) -> Array:
         values = _given(values, count)
         if count and size > 1:
             self.bits += count * math.log2(size)
-            self._steps.append((size, values))
+            self.steps.append((size, values))
         return values
 
     def integer(self, size: int, value: int | None = None) -> int:
@@ -77,14 +78,14 @@ class Encoder:
     def append(self, other: "Encoder") -> None:
         """Take down all that another encoder has."""
         self.bits += other.bits
-        self._steps += other._steps
+        self.steps += other.steps
         self._raw += other._raw
 
     def finish(self) -> tuple[bytes, bytes]:
         """Return the coded symbols and the raw bytes."""
         coder = constriction.stream.stack.AnsCoder()
         # The coder is a stack: what is read first goes on last.
-        for weights, values in reversed(self._steps):
+        for weights, values in reversed(self.steps):
             model = _uniform(weights) if isinstance(weights, int) else _categorical(weights)
             for start in reversed(range(0, values.size, _CHUNK)):
                 chunk = values[start : start + _CHUNK].astype(np.int32)

@@ -93,11 +93,13 @@ class Written:
       content: of the file.
       weights: how many numbers are in arrays that are coded by themselves.
       weight_bits: what they take.
+      encoder: what coded all arrays.
     """
 
     content: bytes
     weights: int
     weight_bits: float
+    encoder: Encoder
 
 
 def write(content: bytes, spans: list[Span]) -> Written:
@@ -122,7 +124,7 @@ def write(content: bytes, spans: list[Span]) -> Written:
     compressed = rest.compress(plain)
     lengths = (len(content), len(plain), len(compressed), len(raw), len(coded))
     header = MAGIC + bytes([VERSION]) + b"".join(map(varint, lengths)) + _digest(content)
-    return Written(header + compressed + raw + coded, weights, weight_bits)
+    return Written(header + compressed + raw + coded, weights, weight_bits, encoder)
 
 
 def read(packed: bytes, header: Header) -> bytes:

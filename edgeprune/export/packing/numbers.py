@@ -1,12 +1,14 @@
 """Numbers of several bytes, taken apart into what can be foreseen and what cannot.
 
-A float is its exponent, coded as bytes are, and its sign and mantissa, which are noise and stored
-as they are, less the zeros that all of them end in; zeros are an exponent of their own. An integer
+A float is its exponent and the first bits of its mantissa, coded as bytes are, and its sign and the
+rest of the mantissa, which are noise and stored as they are, less the zeros that all of them end
+in; zeros are an exponent of their own. An integer
 is its length in bits, and the bits after the first. Where few distinct numbers occur, as after
 clustering, a dictionary of them and the index of each takes less.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,8 +18,10 @@ from edgeprune.export.packing.classes import code_bytes
 from edgeprune.export.packing.coder import Array, Coder, Encoder
 from edgeprune.export.packing.kinds import SIGNED_BYTES, Channels, Kind
 from edgeprune.export.packing.scaled import find_scaled, pairs, products
+from edgeprune.export.packing.tables import best_table, table_bits
 
 _DICTIONARY = 256
+_MOST_MANTISSA = 3
 
 
 def code_numbers(
@@ -151,20 +155,60 @@ def _code_floats(
 ) -> Array:
     unsigned = kind.bits.type
     mantissa = 8 * kind.itemsize - 1 - kind.exponent
-    exponents = None
-    if bits is not None:
-        # Exponents have 8 bits or fewer: the sign falls off.
-        exponents = (bits >> unsigned(mantissa)).astype(np.uint8)
-        exponents &= np.uint8((1 << kind.exponent) - 1)
-    exponents = code_bytes(coder, number, exponents, channels)
-    found: Array = exponents.astype(kind.bits) << unsigned(mantissa)
-    zero = exponents == 0
-    for members in (zero, ~zero):
+    head = None if bits is None else _head(bits & unsigned(_largest(kind)), kind, mantissa)
+    taken = coder.integer(_MOST_MANTISSA + 1, None if head is None else head.taken)
+    base = coding.count(coder, None if head is None else head.base)
+    low = mantissa - taken
+    tops = code_bytes(coder, number, None if head is None else head.tops, channels)
+    zero = tops == 0
+    found: Array = (tops.astype(kind.bits) + unsigned(base - 1 & _largest(kind))) << unsigned(low)
+    found &= unsigned(_largest(kind))
+    found[zero] = 0
+    for members, width in ((zero, mantissa), (~zero, low)):
         size = int(np.count_nonzero(members))
         own = None if bits is None else bits[members] ^ found[members]
         if size:
-            found[members] |= _code_rests(coder, kind, size, own, mantissa)
+            found[members] |= _code_rests(coder, kind, size, own, width)
     return found
+
+
+def _largest(kind: Kind) -> int:
+    """Return the largest bits of a float without its sign."""
+    return (1 << 8 * kind.itemsize - 1) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """The bits that floats begin with, after their signs, as bytes.
+
+    Attributes:
+      taken: how many of the mantissa's bits are among them.
+      base: what 1 stands for; what is above it follows.
+      tops: uint8; 0 for zero and subnormal numbers.
+    """
+
+    taken: int
+    base: int
+    tops: Array
+
+
+def _head(magnitudes: Array, kind: Kind, mantissa: int) -> _Head:
+    """Take as many bits from the mantissa as pay for the larger table."""
+    unsigned = kind.bits.type
+    normal = magnitudes >= unsigned(1 << mantissa)
+    best, best_bits = None, np.inf
+    for taken in range(_MOST_MANTISSA + 1):
+        tops = magnitudes >> unsigned(mantissa - taken)
+        base = int(tops[normal].min()) if normal.any() else 1
+        tops = np.where(normal, tops - unsigned(base - 1), unsigned(0))
+        if tops.max() > 255:
+            break
+        counts = np.bincount(tops, minlength=256)
+        bits = table_bits(counts, best_table(counts)) - taken * int(np.count_nonzero(normal))
+        if bits < best_bits:
+            best, best_bits = _Head(taken, base, tops.astype(np.uint8)), bits
+    assert best is not None  # exponents alone always fit
+    return best
 
 
 def _code_rests(coder: Coder, kind: Kind, number: int, rests: Array | None, mantissa: int) -> Array:
