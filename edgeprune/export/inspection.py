@@ -140,7 +140,7 @@ class Inspection:
         sparse = self.sparse_inference
         if sparse.eligible:
             return "yes"
-        how = "no" if sparse.eligible is False else "yes, with little effect"
+        how = "no" if sparse.eligible is False else "perhaps"
         return f"{how}: {'; '.join(sparse.reasons)}"
 
     def __str__(self) -> str:

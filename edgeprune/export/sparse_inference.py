@@ -35,7 +35,7 @@ _NO_START = (
 _OUTPUT = "is an output of the model; what is inside the sparse part cannot be one"
 _WRONG = (
     "is where XNNPACK's channels-first layout would end with nothing to change it back: stored "
-    "sparse, the model would be computed wrongly on Arm"
+    "sparse, the model may be computed wrongly on Arm"
 )
 NO_END = "no spatial MEAN (global average pooling) for the sparse part to end in"
 _DEVICES = "on Arm and WebAssembly only: on x86 XNNPACK has no sparse inference"
@@ -47,7 +47,7 @@ class SparseInference:
 
     Attributes:
       eligible: whether a cluster qualifies, and has most of the work; None where it cannot be
-        told, or how much faster the model gets.
+        told, or depends on the runtime's version, or little of the work runs sparse.
       reasons: what stands in the way, layer by layer; if eligible, on which devices.
     """
 
@@ -73,11 +73,13 @@ def sparse_inference(model: TfliteModel) -> SparseInference:
     for part in parts:
         if part.blockers:
             reasons.append(in_words(graph, part.blockers[0]))
-        elif few := too_dense(graph, part.operators):
+            continue
+        few = too_dense(graph, part.operators)
+        if few and not _has_enough_zeros(graph, part.operators):
             reasons.append(few)
         elif wrong is None:
-            little = little_work(model)
-            return SparseInference(None if little else True, (little or _DEVICES,))
+            doubt = few or little_work(model)
+            return SparseInference(None if doubt else True, (doubt or _DEVICES,))
     return SparseInference(False, tuple(dict.fromkeys(reasons)))
 
 
@@ -214,7 +216,7 @@ def little_work(model: TfliteModel) -> str | None:
     return f"only {share:.0%} of the work is in 1x1 convolutions that run sparse"
 
 
-def _has_enough_zeros(graph: Subgraph, operators: list[Operator]) -> bool:
+def _has_enough_zeros(graph: Subgraph, operators: Collection[Operator]) -> bool:
     """Whether any XNNPACK would take a cluster for sparse; see `too_dense`."""
     counts = [_zeros(graph, counted) for counted, _ in _counted(operators)]
     return any(3 * zeros > 2 * entries for zeros, entries in counts)
@@ -225,7 +227,7 @@ def _counted(operators: Collection[Operator]) -> list[tuple[Collection[Operator]
     pointwise = [operator for operator in operators if operator.name == "CONV_2D"]
     return [
         (pointwise, "1x1 convolutions"),
-        (operators, "1x1 convolutions and fully connected layers"),
+        (operators, "1x1 convolutions and fully connected layers, which newer runtimes count too,"),
     ]
 
 
