@@ -232,7 +232,7 @@ def compare_coders(encoders: list[Encoder], seconds: float) -> dict[str, Any]:
             model_of.Uniform(weights)
             if isinstance(weights, int)
             else model_of.Categorical(weights, perfect=False),
-            np.full(weights, 1.0) if isinstance(weights, int) else weights,
+            huffman_lengths(weights),
             values.astype(np.int32),
         )
         for encoder in encoders
@@ -246,8 +246,7 @@ def compare_coders(encoders: list[Encoder], seconds: float) -> dict[str, Any]:
         ranged.encode(values, model)
     ans_words, range_words = ans.get_compressed(), ranged.get_compressed()
     huffman = sum(
-        int(np.bincount(values, minlength=weights.size) @ huffman_lengths(weights))
-        for _, weights, values in steps
+        int(np.bincount(values, minlength=lengths.size) @ lengths) for _, lengths, values in steps
     )
 
     def decode(decoder: Any) -> None:
@@ -267,8 +266,10 @@ def compare_coders(encoders: list[Encoder], seconds: float) -> dict[str, Any]:
     }
 
 
-def huffman_lengths(weights: np.ndarray) -> np.ndarray:
-    """Return the lengths of an optimal prefix code, in bits."""
+def huffman_lengths(weights: np.ndarray | int) -> np.ndarray:
+    """Return the lengths of an optimal prefix code, in bits; of equals, rounded up."""
+    if isinstance(weights, int):
+        return np.full(weights, (weights - 1).bit_length())
     lengths = np.zeros(weights.size, np.int64)
     waiting = [(float(weight), index, [index]) for index, weight in enumerate(weights)]
     heapq.heapify(waiting)
