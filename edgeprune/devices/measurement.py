@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 from edgeprune.devices.typed import from_record, parse_json
 from edgeprune.errors import InputError
-from edgeprune.report.table import Cell, Column, Unit, render
+from edgeprune.report.table import Cell, Column, Unit, format_cell, render
 from edgeprune.toml_data import shown
 
 Kind = Literal["measured", "simulated", "predicted"]
@@ -139,7 +139,9 @@ class ModelBenchmark:
     def _interval(self) -> str | None:
         """The relative latency's interval in words; none for the first model, which is itself."""
         low, high = self.relative_latency_interval or (1.0, 1.0)
-        return None if low == high == 1.0 else f"{low:.3f} to {high:.3f}"
+        if low == high == 1.0:
+            return None
+        return f"{format_cell(low, 'ms')} to {format_cell(high, 'ms')}"
 
     @property
     def _cells(self) -> tuple[Cell, ...]:

@@ -79,6 +79,11 @@ half.tflite       5.00    6.00    0.500x  0.490 to 0.520     1.25      20.0     
     )
 
 
+def test_intervals_of_small_ratios_keep_their_digits():
+    tiny = model_benchmark("tiny.tflite", relative_latency_interval=(0.00742, 0.0123))
+    assert "  0.00742 to 0.0123  " in str(Benchmark([BASE, tiny]))
+
+
 def test_kinds_and_devices_never_share_a_table():
     simulated = model_benchmark("s.tflite", kind="simulated")
     elsewhere = model_benchmark("e.tflite", device="phone", threads=2)
