@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from edgeprune.pipeline import compress
     from edgeprune.quantization.qat import quantize_aware
     from edgeprune.recipe import Recipe
+    from edgeprune.sensitivity.allocation import allocate_sparsity
+    from edgeprune.sensitivity.changes import Change
+    from edgeprune.sensitivity.measure import Sensitivity, measure_sensitivity
     from edgeprune.sparsity.callbacks import MagnitudePruning, PreserveSparsity
     from edgeprune.sparsity.patterns import NM, Block, Unstructured
     from edgeprune.sparsity.schedules import ConstantSparsity, PolynomialDecay
@@ -41,6 +44,7 @@ _HOMES = {
     "Advice": "devices.advice",
     "Artifact": "export.artifact",
     "Block": "sparsity.patterns",
+    "Change": "sensitivity.changes",
     "ConstantSparsity": "sparsity.schedules",
     "EdgepruneError": "errors",
     "InputError": "errors",
@@ -51,11 +55,13 @@ _HOMES = {
     "PruningGroup": "structure.group",
     "PruningPlan": "structure.plan",
     "Recipe": "recipe",
+    "Sensitivity": "sensitivity.measure",
     "SparsityRegularizer": "structure.slimming",
     "Unstructured": "sparsity.patterns",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
     "advise": "devices.advise",
+    "allocate_sparsity": "sensitivity.allocation",
     "benchmark": "devices.run",
     "compare_ways": "comparison",
     "compress": "pipeline",
@@ -64,6 +70,7 @@ _HOMES = {
     "layer_drop": "structure.layerdrop",
     "load_model": "models",
     "make_sparse_eligible": "structure.eligible",
+    "measure_sensitivity": "sensitivity.measure",
     "pack": "export.pack",
     "plan_channels": "structure.plan",
     "plan_heads": "structure.attention",
@@ -83,6 +90,7 @@ __all__ = [
     "Advice",
     "Artifact",
     "Block",
+    "Change",
     "ConstantSparsity",
     "EdgepruneError",
     "InputError",
@@ -92,11 +100,13 @@ __all__ = [
     "PruningGroup",
     "PruningPlan",
     "Recipe",
+    "Sensitivity",
     "SparsityRegularizer",
     "Unstructured",
     "UnsupportedError",
     "VerificationError",
     "advise",
+    "allocate_sparsity",
     "benchmark",
     "compare_ways",
     "compress",
@@ -105,6 +115,7 @@ __all__ = [
     "layer_drop",
     "load_model",
     "make_sparse_eligible",
+    "measure_sensitivity",
     "pack",
     "plan_channels",
     "plan_heads",

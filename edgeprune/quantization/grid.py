@@ -17,7 +17,7 @@ LARGEST = 127
 """Largest integer of the grid; the smallest is its negative."""
 
 
-def scales(kernel: Any, axes: tuple[int, ...]) -> Any:
+def scales(kernel: Any, axes: tuple[int, ...], largest: int = LARGEST) -> Any:
     """Return the scale of each channel, as a float32 tensor that broadcasts to the kernel.
 
     A channel of zeros alone gets the scale 1, so that nothing is divided by zero.
@@ -25,21 +25,24 @@ def scales(kernel: Any, axes: tuple[int, ...]) -> Any:
     Args:
       kernel: float32 tensor.
       axes: axes that index channels; all others are reduced to length 1.
+      largest: integer of the grid; 7 for int4.
     """
     reduced = [axis for axis in range(len(kernel.shape)) if axis not in axes]
-    largest = tf.reduce_max(tf.abs(kernel), axis=reduced, keepdims=True)
-    return tf.where(largest > 0, largest / LARGEST, tf.ones_like(largest))
+    highest = tf.reduce_max(tf.abs(kernel), axis=reduced, keepdims=True)
+    return tf.where(highest > 0, highest / largest, tf.ones_like(highest))
 
 
-def to_grid(kernel: Any, axes: tuple[int, ...]) -> Any:
-    """Round a kernel to its int8 grid; gradients pass straight through.
+def to_grid(kernel: Any, axes: tuple[int, ...], largest: int = LARGEST) -> Any:
+    """Round a kernel to its int8 grid, or a coarser one; gradients pass straight through.
 
     Args:
       kernel: float tensor; it is computed in float32.
       axes: axes that index output channels, a kernel's `output_axes`.
+      largest: integer of the grid; 7 for int4.
 
     Returns:
-      float32 tensor of the same shape, at most 255 distinct values a channel. Zeros stay zeros.
+      float32 tensor of the same shape, at most 255 distinct values a channel (15 of int4). Zeros
+      stay zeros.
 
     Source: Jacob et al. 2018, arXiv:1712.05877; straight-through estimator, Bengio et al. 2013,
     arXiv:1308.3432. `keras.quantizers.abs_max_quantize` adds an epsilon to the maximum, and
@@ -49,7 +52,7 @@ def to_grid(kernel: Any, axes: tuple[int, ...]) -> Any:
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # tensorflow has no types
     def straight_through(weights: Any) -> tuple[Any, Any]:
-        scale = scales(weights, axes)
+        scale = scales(weights, axes, largest)
         return tf.round(weights / scale) * scale, lambda upstream: upstream
 
     return straight_through(tf.cast(kernel, tf.float32))

@@ -61,7 +61,9 @@ def test_convert_prints_the_contract_and_nothing_else(folder, converted):
         "sparsity",
         "dead_channels",
         "verification",
+        "candidates",
     ]
+    assert document["candidates"] == []
     assert document["output"] == str(folder / "model.tflite")
     assert document["bytes"] == (folder / "model.tflite").stat().st_size
     assert document["quantization"] == "int8"

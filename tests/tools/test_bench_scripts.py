@@ -36,6 +36,7 @@ def test_every_script_is_tried_here():
         "structure_scaling.py",
         "pack_size.py",
         "structure_quality.py",
+        "sparsity_allocation.py",
         "sparse_eligibility.py",  # in tests/devices/test_sparse_truth.py, with its device
     }
     assert {path.name for path in BENCH.glob("*.py")} == tried
@@ -56,3 +57,17 @@ def test_a_sample_of_the_quality_runs(tmp_path):
     dense, _, pruned = parts["layers"]["summary"]
     assert pruned["macs"] < 0.6 * dense["macs"]
     assert all(0.4 <= row["macs_ratio"] <= 0.5 for row in parts["latency"]["rows"])
+
+
+def test_a_sample_of_the_allocation_runs(tmp_path):
+    results = tmp_path / "results.json"
+    options = ["--task", "digits", "--seeds", "1", "--epochs", "2", "--pruning-epochs", "3"]
+    command = [sys.executable, BENCH / "sparsity_allocation.py", *options, "--results", results]
+    ran = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    printed, kept = json.loads(ran.stdout)["digits"], json.loads(results.read_text())["digits"]
+    assert printed["mean"] == kept["mean"]
+    totals = {run["way"]: run["sparsity"] for run in kept["runs"]}
+    assert totals.pop("dense") == 0
+    assert all(total == pytest.approx(0.95, abs=1e-4) for total in totals.values())
+    shares = {run["way"]: run.get("layers") for run in kept["runs"]}
+    assert shares["allocated"]["classes/kernel"] < 0.9 < shares["uniform"]["classes/kernel"]

@@ -1,0 +1,1 @@
+"""How much each layer's weights matter: measured, one layer at a time."""
