@@ -8,12 +8,13 @@ import numpy as np
 
 from edgeprune.errors import InputError
 from edgeprune.export.packing import coder as coding
-from edgeprune.export.packing.coder import Array, Coder, Encoder
+from edgeprune.export.packing.coder import Array, Coder, Encoder, histogram
 from edgeprune.export.packing.tables import Curve, Table, best_table, code_table, expand, table_bits
 
 MAX_CLASSES = 32
 _MAX_CHANNELS = 4096
 _PATIENCE = 4
+_COUNTED = 1 << 20  # bytes at a time
 _EVEN = (2, 3, 4, 6, 8, 12, 16, 24)
 _ITERATIONS = 5
 _BINS = 20
@@ -82,7 +83,7 @@ def _translated(values: Array, table: Array) -> Array:
 
 
 def _code_ids(coder: Coder, number: int, classes: int, ids: Array | None) -> Array:
-    table = None if ids is None else best_table(np.bincount(ids, minlength=256))
+    table = None if ids is None else best_table(histogram(ids, 256))
     found = _code_class(coder, number, ids, table)
     if found.max() >= classes:
         raise InputError("the channels of its weights are damaged")
@@ -106,7 +107,7 @@ class _Layout:
 
 
 def _cheapest(values: Array, channels: tuple[tuple[int, int], ...]) -> _Layout:
-    together = np.bincount(values, minlength=256)[None]
+    together = histogram(values, 256)[None]
     one = np.zeros(1, np.uint8)
     found = [_Layout(together, one, 1, 1)]
     for number, run in channels:
@@ -123,11 +124,14 @@ def _cheapest(values: Array, channels: tuple[tuple[int, int], ...]) -> _Layout:
 
 def _channel_counts(values: Array, channels: int, run: int) -> Array:
     """Count each channel's bytes: (channels, 256)."""
+    if values.size == channels * run:
+        return np.stack([histogram(row, 256) for row in values.reshape(channels, run)])
+    first = np.arange(channels, dtype=np.int64)[:, None] * 256
     counts = np.zeros(channels * 256, np.int64)
-    # Slice by slice, so that the indices take no more memory than there are bytes in a slice.
-    for part in values.reshape(-1, channels, run):
-        index = part + (np.arange(channels, dtype=np.int64) * 256)[:, None]
-        counts += np.bincount(index.ravel(), minlength=counts.size)
+    slices = values.reshape(-1, channels, run)
+    at_once = max(1, _COUNTED // (channels * run))
+    for start in range(0, slices.shape[0], at_once):
+        counts += histogram((slices[start : start + at_once] + first).reshape(-1), counts.size)
     return counts.reshape(channels, 256)
 
 

@@ -54,7 +54,7 @@ class Encoder:
     def symbols(self, weights: Array, count: int, values: Array | None = None) -> Array:
         values = _given(values, count)
         if count:
-            self.bits += cost(np.bincount(values, minlength=weights.size), weights)
+            self.bits += cost(histogram(values, weights.size), weights)
             self.steps.append((weights, values))
         return values
 
@@ -141,6 +141,15 @@ def _given(values: Array | None, count: int) -> Array:
     return values
 
 
+def histogram(values: Array, size: int) -> Array:
+    """Count how often each integer in [0, size) occurs."""
+    # NumPy makes 64-bit integers of all that it counts at once.
+    counts = np.zeros(size, np.int64)
+    for start in range(0, values.size, _CHUNK):
+        counts += np.bincount(values[start : start + _CHUNK], minlength=size)
+    return counts
+
+
 def cost(counts: Array, weights: Array) -> float:
     """Return the bits that symbols take which occur `counts` times and are coded by `weights`."""
     used = counts > 0
@@ -164,7 +173,7 @@ def small(coder: Coder, number: int, values: Array | None = None) -> Array:
         return np.zeros(0, np.uint8)
     slope = None
     if values is not None:
-        counts = np.bincount(values, minlength=256)
+        counts = histogram(values, 256)
         slope = min(range(8), key=lambda index: cost(counts, _SLOPES[index]))
     return coder.symbols(_SLOPES[coder.integer(8, slope)], number, values)
 

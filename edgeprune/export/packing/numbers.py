@@ -15,7 +15,7 @@ import numpy as np
 from edgeprune.errors import InputError
 from edgeprune.export.packing import coder as coding
 from edgeprune.export.packing.classes import code_bytes
-from edgeprune.export.packing.coder import Array, Coder, Encoder
+from edgeprune.export.packing.coder import Array, Coder, Encoder, histogram
 from edgeprune.export.packing.kinds import SIGNED_BYTES, Channels, Kind
 from edgeprune.export.packing.scaled import find_scaled, pairs, products
 from edgeprune.export.packing.tables import best_table, table_bits
@@ -203,10 +203,11 @@ def _head(magnitudes: Array, kind: Kind, mantissa: int) -> _Head:
         tops = np.where(normal, tops - unsigned(base - 1), unsigned(0))
         if tops.max() > 255:
             break
-        counts = np.bincount(tops, minlength=256)
+        tops = tops.astype(np.uint8)
+        counts = histogram(tops, 256)
         bits = table_bits(counts, best_table(counts)) - taken * int(np.count_nonzero(normal))
         if bits < best_bits:
-            best, best_bits = _Head(taken, base, tops.astype(np.uint8)), bits
+            best, best_bits = _Head(taken, base, tops), bits
     assert best is not None  # exponents alone always fit
     return best
 
@@ -249,14 +250,9 @@ def _code_integers(
     if lengths.max() > width:
         raise InputError("the sizes of its integers are damaged")
     found = np.zeros(number, kind.bits)
-    for length in np.flatnonzero(np.bincount(lengths, minlength=1)).tolist():
-        if not length:
-            continue
+    for length in range(1, int(lengths.max()) + 1):
         members = lengths == length
         first = unsigned(1 << length - 1)
-        if length == 1:
-            found[members] = first
-            continue
         own = None if folded is None else folded[members] ^ first
         size = int(np.count_nonzero(members))
         found[members] = _code_bits(coder, kind, size, length - 1, own) | first
