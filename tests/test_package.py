@@ -50,6 +50,7 @@ def test_wheel_holds_the_device_script_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "edgeprune/_shipped/bench_on_device.py" in names
     assert "edgeprune/py.typed" in names
+    assert "edgeprune/export/packing/dictionary.bin" in names
     profiles = {f"edgeprune/_shipped/devices/{path.name}" for path in ROOT.glob("devices/*.toml")}
     assert len(profiles) > 10
     assert {name for name in names if name.endswith(".toml")} == profiles

@@ -100,6 +100,8 @@ class Decoder:
     def __init__(self, coded: bytes | memoryview, raw: bytes | memoryview) -> None:
         try:
             words = np.frombuffer(coded, _WORD).astype(np.uint32)
+            # The coder copies them, and ends the process where memory is short: fail here instead.
+            np.empty(2 * words.size + _CHUNK, np.uint32)
             self._coder = constriction.stream.stack.AnsCoder(words)
         except ValueError as error:  # not whole words, or a last word that no encoder leaves
             raise InputError("its coded weights are damaged") from error
