@@ -2,9 +2,9 @@
 
 A float is its exponent and the first bits of its mantissa, coded as bytes are, and its sign and the
 rest of the mantissa, which are noise and stored as they are, less the zeros that all of them end
-in; zeros are an exponent of their own. An integer
-is its length in bits, and the bits after the first. Where few distinct numbers occur, as after
-clustering, a dictionary of them and the index of each takes less.
+in; zeros are an exponent of their own. An integer is its length in bits, and the bits after the
+first. Where few distinct numbers occur, as after clustering, a dictionary of them and the index of
+each takes less; where they are so many in each channel, values and factors (`scaled.py`).
 """
 
 from contextlib import suppress
@@ -17,7 +17,7 @@ from edgeprune.export.packing import coder as coding
 from edgeprune.export.packing.classes import code_bytes
 from edgeprune.export.packing.coder import Array, Coder, Encoder, histogram
 from edgeprune.export.packing.kinds import SIGNED_BYTES, Channels, Kind
-from edgeprune.export.packing.scaled import find_scaled, pairs, products
+from edgeprune.export.packing.scaled import MOST_ENTRIES, find_scaled, pairs, products
 from edgeprune.export.packing.tables import best_table, table_bits
 
 _DICTIONARY = 256
@@ -38,6 +38,9 @@ def code_numbers(
 
     Returns:
       The numbers' bits.
+
+    Raises:
+      InputError: what is read contradicts itself.
     """
     if kind.itemsize == 1:
         flipped = np.uint8(128 if kind is SIGNED_BYTES else 0)  # so that neighbours are neighbours
@@ -101,9 +104,14 @@ def _code_scaled(
         raise _NoWayError
     rows = coding.count(coder, None if scaled is None else scaled.channels)
     run = coding.count(coder, None if scaled is None else scaled.run)
-    if kind.float is None or not 0 < rows <= number or not run or number % (rows * run):
-        raise InputError("the channels of its weights are damaged")
     size = coder.integer(_DICTIONARY, None if scaled is None else scaled.values.size - 1) + 1
+    if (
+        kind.float is None
+        or not 0 < rows * run <= number
+        or number % (rows * run)
+        or rows * size > MOST_ENTRIES * number
+    ):
+        raise InputError("the channels of its weights are damaged")
     values = _code_split(
         coder, kind, size, None if scaled is None else scaled.values.view(kind.bits), ()
     )

@@ -14,6 +14,8 @@ from edgeprune.export.packing.coder import Array
 from edgeprune.export.packing.kinds import Channels, Kind
 
 MOST_VALUES = 254
+# Places for each value in each channel, by how many numbers there are: what unpacking takes.
+MOST_ENTRIES = 4
 _MOST_IN_CHANNEL = 128
 _TRIED_CHANNELS = 8
 # How far products may be off, relative to what rounding makes of one number.
@@ -87,6 +89,8 @@ def _find(floats: Array, number: int, run: int) -> Scaled | None:
     if fitted is None:
         return None
     values, factors = fitted
+    if number * (values.size + 2) > MOST_ENTRIES * floats.size:
+        return None
     stored = np.concatenate([[0.0, -0.0], values]).astype(floats.dtype)
     stored_factors = factors.astype(floats.dtype)
     ranks = np.empty(rows.shape, np.uint8)

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import InputError
-from edgeprune.export.packing.coder import Decoder, Encoder
+from edgeprune.export.packing.classes import code_bytes
+from edgeprune.export.packing.coder import Decoder, Encoder, count
 from edgeprune.export.packing.kinds import KINDS, Kind
-from edgeprune.export.packing.numbers import code_numbers
+from edgeprune.export.packing.numbers import _code_split, code_numbers
 
 BY_NAME = {name: kind for kind in KINDS for name in kind.dtypes}
 
@@ -140,15 +141,26 @@ def test_values_nearer_than_rounding_stay_apart():
     coded(kernel, channels=((48, 200),))
 
 
+@pytest.mark.parametrize(
+    ("rows", "run", "values"), [(0, 1, 4), (9, 0, 4), (2, 1, 4), (10, 1, 4), (9, 1, 40)]
+)
+def test_channels_that_do_not_fit_are_refused(rows, run, values):
+    """The last would take 40 places for each number that there is."""
+    encoder = Encoder()
+    encoder.integer(4, 3)  # by values and factors
+    count(encoder, rows)
+    count(encoder, run)
+    encoder.integer(256, values - 1)
+    with pytest.raises(InputError, match="channels"):
+        code_numbers(Decoder(*encoder.finish()), BY_NAME["float32"], 9)
+
+
 def test_a_dictionary_without_the_entry_is_refused():
     encoder = Encoder()
     kind = BY_NAME["float32"]
     encoder.integer(4, 2)  # by dictionary
     encoder.integer(256, 0)  # of one number
     values = np.array([1.5], np.float32).view(np.uint32)
-    from edgeprune.export.packing.classes import code_bytes
-    from edgeprune.export.packing.numbers import _code_split
-
     _code_split(encoder, kind, 1, values, ())
     code_bytes(encoder, 9, np.full(9, 1, np.uint8))  # the second
     with pytest.raises(InputError, match="dictionary"):
