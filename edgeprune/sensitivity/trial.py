@@ -54,18 +54,21 @@ class Trial:
         given, aside = load_samples(data, program.inputs, integers_to_floats=True)
         found = given if aside is None else aside
         chosen = found.take(evenly_spaced(len(found), samples))
+        size = (program.inputs[0].shape or (None,))[0]
+        if size is not None:  # a model that is built for batches of one size
+            if len(chosen) < size:
+                raise InputError(
+                    f"the model takes batches of {size}, and there are {len(chosen)} samples; give "
+                    "as many or more"
+                )
+            chosen = chosen.take(slice(0, len(chosen) // size * size))
         shapes = tuple(spec.shape[1:] for spec in program.inputs)
-        return cls(chosen, shapes, _compiled(program, chosen))
+        return cls(chosen, shapes, _compiled(program, chosen, size or _BATCH))
 
 
-def _compiled(program: Program, samples: Samples) -> Callable[[], list[Array]]:
+def _compiled(program: Program, samples: Samples, size: int) -> Callable[[], list[Array]]:
     import tensorflow as tf
 
-    size = program.inputs[0].shape[0] or _BATCH
-    if len(samples) % size and program.fixed_batch:
-        raise InputError(
-            f"the model takes batches of {size}; give a multiple of that, not {len(samples)}"
-        )
     batches = [
         [
             tf.constant(column[start : start + size], spec.dtype)

@@ -134,6 +134,25 @@ def test_held_out_samples_are_taken(keras):
     assert measure_sensitivity(model, X, changes=[Change("quantized", 8)], samples=50).samples == 50
 
 
+def test_a_model_of_one_batch_size_takes_whole_batches(keras):
+    inputs = keras.Input(batch_shape=(32, 6))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    one = [Change("quantized", 4)]
+    assert measure_sensitivity(model, X, changes=one).samples == 288
+    with pytest.raises(InputError, match="takes batches of 32, and there are 20 samples"):
+        measure_sensitivity(model, X[:20], changes=one)
+
+
+def test_several_inputs_and_outputs(keras):
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    joined = keras.layers.Add()([a, b])
+    outputs = [keras.layers.Dense(2, name="left")(joined), keras.layers.Dense(1, name="right")(a)]
+    model = keras.Model([a, b], outputs)
+    found = measure_sensitivity(model, {"a": X, "b": X}, changes=[Change("pruned", 0.5)])
+    assert found.drop_of == "output error"
+    assert all(layer.points[0].drop == layer.points[0].output_error > 0 for layer in found.layers)
+
+
 def test_the_model_is_traced_once_for_all_points(keras):
     traces = []
 
