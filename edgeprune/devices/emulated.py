@@ -39,6 +39,8 @@ from edgeprune.files import sha256
 SAMPLES = 4
 CPU = "max"
 _SAMPLE_SECONDS = 10  # after which no further one is begun
+# Of the largest output: what sums of floats in another order may differ by, and much more.
+_ROUNDING = 1e-3
 _RUNTIME = "tflite-runtime"
 _HOST_RUNTIME = "ai-edge-litert"
 
@@ -59,6 +61,7 @@ class _Outcome:
     """What became of a model: its outputs compared, or why they were not, or why it failed."""
 
     comparison: Comparison | None = None
+    largest: float = 0.0  # absolute value of this machine's outputs
     incomparable: str | None = None
     failure: str | None = None
 
@@ -274,6 +277,7 @@ def _compared(
     if "error" in reference:
         return _Outcome(incomparable=str(reference["error"]))
     difference = Difference(quanta(graph))
+    largest = 0.0
     # One machine may have had time for more of them than the other.
     samples = min(found["samples"], reference["samples"])
     with np.load(own) as ours, np.load(other) as theirs:
@@ -286,7 +290,8 @@ def _compared(
             if shapes[0] != shapes[1]:
                 return _Outcome(incomparable="the outputs have other shapes on this machine")
             difference.add(pair[0], pair[1])
-    return _Outcome(comparison=Comparison(**difference.record(samples)))
+            largest = max([largest, *(float(np.abs(value).max(initial=0)) for value in pair[1])])
+    return _Outcome(comparison=Comparison(**difference.record(samples)), largest=largest)
 
 
 def _times(work: _Work, models: Sequence[str]) -> dict[str, Any]:
@@ -328,7 +333,7 @@ def _described(name: str, found: _Outcome) -> dict[str, Any]:
         warnings.append(f"{name}: {missing}")
         unavailable["outputs_equal"] = missing
     elif compared is not None and not compared.equal:
-        told = _differences(compared)
+        told = _differences(compared, found.largest)
         if told is not None:
             warnings.append(f"{name}: {told}")
     largest = None if compared is None else compared.max_difference
@@ -346,13 +351,15 @@ def _described(name: str, found: _Outcome) -> dict[str, Any]:
     }
 
 
-def _differences(compared: Comparison) -> str | None:
+def _differences(compared: Comparison, largest: float) -> str | None:
     """Say what differs, unless that is the order in which floats were summed."""
     part = f"{compared.differing} of {compared.values} outputs differ from this machine's"
     if compared.max_difference is None:
         return f"{part}, by what is not finite"
     if compared.max_difference_quanta is None:
-        return None
+        if compared.max_difference <= _ROUNDING * largest:
+            return None
+        return f"{part}, by up to {compared.max_difference:.3g}; the largest is {largest:.3g}"
     steps = "step" if compared.max_difference_quanta == 1 else "steps"
     return f"{part}, by up to {compared.max_difference_quanta} {steps} of the output's scale"
 

@@ -206,6 +206,18 @@ def test_wrong_outputs_are_told_whatever_is_printed(folder, broken):
     )
 
 
+def test_wrong_floats_are_told_from_rounded_ones(folder, broken):
+    device = broken(
+        "whole = Interpreter.get_tensor\n"
+        "Interpreter.get_tensor = lambda self, index: whole(self, index) + 0.01\n"
+    )
+    (row,) = run(folder, device, "float", options=ONCE)
+    told = [line for line in row.warnings if "differ" in line]
+    assert len(told) == 1
+    assert told[0].startswith("float.tflite: 32 of 32 outputs differ from this machine's, by up to")
+    assert "0.01; the largest is " in told[0]
+
+
 def test_a_crash_inside_takes_one_model_along(folder, broken):
     device = broken(
         "import os\n"

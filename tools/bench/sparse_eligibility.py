@@ -72,6 +72,7 @@ class Net:
       end: from the last feature maps to a vector.
       classes: of the layer at the end; 0 for none.
       inner_output: whether the feature maps in the middle are an output too.
+      branch: from the feature maps in the middle to a second output.
       width: factor of the 1x1 convolutions' channels.
       sparsity: fraction of zeros in each kernel that is not depthwise.
       dense_head: whether the layer at the end has none.
