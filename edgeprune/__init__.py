@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.export.strip import strip
     from edgeprune.models import load_model
     from edgeprune.pipeline import compress
+    from edgeprune.quantization.clustering import WeightClustering
     from edgeprune.quantization.qat import quantize_aware
     from edgeprune.recipe import Recipe
     from edgeprune.sensitivity.allocation import allocate_sparsity
@@ -60,6 +61,7 @@ _HOMES = {
     "Unstructured": "sparsity.patterns",
     "UnsupportedError": "errors",
     "VerificationError": "errors",
+    "WeightClustering": "quantization.clustering",
     "advise": "devices.advise",
     "allocate_sparsity": "sensitivity.allocation",
     "benchmark": "devices.run",
@@ -105,6 +107,7 @@ __all__ = [
     "Unstructured",
     "UnsupportedError",
     "VerificationError",
+    "WeightClustering",
     "advise",
     "allocate_sparsity",
     "benchmark",

@@ -211,11 +211,21 @@ def _load_tf_keras(path: Path, unsafe: bool, compile: bool) -> Any:
         serialization.SafeModeScope(not unsafe),
         tfmot.sparsity.keras.prune_scope(),
         tfmot.quantization.keras.quantize_scope(),
+        tf_keras.utils.custom_object_scope(_clustering_wrappers()),
     ):
         if not os.access(path, os.W_OK):  # tf_keras opens .keras files for writing
             path = Path(shutil.copy(path, folder))
             path.chmod(0o600)
         return tf_keras.models.load_model(path, compile=compile, safe_mode=not unsafe)
+
+
+def _clustering_wrappers() -> dict[str, Any]:
+    """Return TFMOT's wrappers by name; its own `cluster_scope` knows but the first."""
+    wrappers = importlib.import_module(
+        "tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper"
+    )
+    names = ("ClusterWeights", "ClusterWeightsRNN", "ClusterWeightsMHA")
+    return {name: getattr(wrappers, name) for name in names}
 
 
 def _load_error(path: Path, error: Exception) -> EdgepruneError:

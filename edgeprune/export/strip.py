@@ -10,13 +10,14 @@ def strip(model: Any) -> Any:
     """Return the plain Keras model inside one that holds layers for training only.
 
     Kernels that were trained on the int8 grid are left exactly on it, so that ordinary int8
-    conversion finds the trained integers again; every other weight is as it was trained. The
-    plain model loads anywhere, without edgeprune or TensorFlow Model Optimization.
+    conversion finds the trained integers again; those that were clustered have exactly their
+    centroids; every other weight is as it was trained. The plain model loads anywhere, without
+    edgeprune or TensorFlow Model Optimization.
 
     Args:
       model: a Keras 3 or tf_keras model: of `quantize_aware` or `layer_drop`, wrapped by TFMOT's
-        `prune_low_magnitude`, quantized by TFMOT's `quantize_model` or `quantize_apply`, or
-        plain.
+        `prune_low_magnitude` or `cluster_weights`, quantized by TFMOT's `quantize_model` or
+        `quantize_apply`, or plain.
 
     Returns:
       A new model of the same flavour with the original's layers, names and config, not compiled;

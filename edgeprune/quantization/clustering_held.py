@@ -28,7 +28,7 @@ class HeldClusters:
       kernels: the kernels to hold; until `set` they are left alone.
       clusters: of each kernel, or of each of its channels.
       per_channel: each output channel has centroids of its own.
-      drifting: remember where each member would be by itself, for `drifted`.
+      drifting: remember where each member would be by itself, for `change`.
       optimizer: its moving averages of these kernels, if it keeps any, share values likewise,
         since they replace the weights at the end of training.
       strategy: the model's `tf.distribute` strategy; all is mirrored as the kernel is.
@@ -60,13 +60,11 @@ class HeldClusters:
                 for kernel, count in zip(self.kernels, self.clusters, strict=True)
             ]
         alone = strategy.num_replicas_in_sync == 1
-        # One function a kernel, each around an object of its own; see `HeldMasks`.
-        self._share = [
-            tf.function(functools.partial(_share), jit_compile=True)
-            if alone and state.channels.size >= _XLA_MIN_SIZE
-            else _share
-            for state in self._state
-        ]
+        fused = [alone and state.channels.size >= _XLA_MIN_SIZE for state in self._state]
+        self._share = [_compiled(_share, one) for one in fused]
+        self._choose = [_compiled(_choose, one) for one in fused]
+        self._change = [_compiled(_change, one) for one in fused]
+        self._changed = tf.function(self._change_all)
         self._seen = tf.function(self._new_zeros)
 
     def sizes(self) -> list[int]:
@@ -77,31 +75,18 @@ class HeldClusters:
         """Copy the kernels to the host."""
         return [kernel.variable.numpy() for kernel in self.kernels]
 
-    def drifted(self) -> list[NDArray[Any]]:
-        """Return where each weight would be, had it not shared what moved its cluster."""
-        return [
-            weights if state.drift is None else weights + state.drift.numpy()
-            for weights, state in zip(self.weights(), self._state, strict=True)
-        ]
+    def members(self, index: int) -> Channels:
+        """Return a kernel's weights that are not zero, by channel."""
+        state, weights = self._state[index], self.kernels[index].variable.numpy().ravel()
+        member = weights != 0
+        return Channels(weights[member], state.channels[member], state.number)
 
-    def members(self, index: int, values: NDArray[Any]) -> Channels:
-        """Return, by channel, the values for a kernel's weights that are not zero."""
-        state, member = self._state[index], self.kernels[index].variable.numpy().ravel() != 0
-        return Channels(values.ravel()[member], state.channels[member], state.number)
-
-    def centroids(self, index: int) -> NDArray[Any]:
-        """Return a kernel's centroids, (channels, clusters); infinite where there is none."""
-        state = self._state[index]
-        table: NDArray[Any] = state.table.numpy()
-        return table.reshape(state.number, -1)[:, 1:]
-
-    def set(self, index: int, found: Clusters, values: NDArray[Any]) -> None:
+    def set(self, index: int, found: Clusters) -> None:
         """Put a kernel's weights that are not zero into clusters, and give them their centroids.
 
         Args:
           index: of the kernel.
-          found: of `members(index, values)`.
-          values: where each weight would be by itself, of the kernel's shape.
+          found: of `members(index)`.
         """
         kernel, state = self.kernels[index], self._state[index]
         weights = kernel.variable.numpy()
@@ -122,9 +107,7 @@ class HeldClusters:
             state.average.assign(means)
             average.assign(means[places].reshape(weights.shape))
         if state.drift is not None:
-            reach = np.broadcast_to(_reach(found.centroids)[state.channels], weights.size)
-            drift = np.clip((values - clustered).ravel(), -reach, reach)
-            state.drift.assign(np.where(member, drift, 0).reshape(weights.shape))
+            state.drift.assign(weights - clustered)
         self._on.assign(True)
         self.on = True
 
@@ -148,6 +131,26 @@ class HeldClusters:
             for kernel, state in zip(self.kernels, self._state, strict=True)
         ]
         return tf.reduce_any(tf.stack(found))
+
+    def change(self) -> None:
+        """Let weights change to the nearest cluster, judged by where each would be by itself.
+
+        From there no weight may be farther than half the mean distance between centroids: what
+        many steps in one direction add up to would take as many to undo.
+        """
+        self._changed()
+
+    def _change_all(self) -> None:
+        across_replicas(self._strategy, self._change_on)
+
+    def _change_on(self, strategy: Any) -> None:
+        for kernel, state, choose, change in zip(
+            self.kernels, self._state, self._choose, self._change, strict=True
+        ):
+            average = moving_average(self._optimizer, kernel.variable)
+            tables = (state.offsets, state.counts, state.table, state.average)
+            held = (average, state.indices, state.drift)
+            update(strategy, native(kernel.variable), _change_by, choose, change, *tables, *held)
 
     def hold(self) -> None:
         """Let members share one value; may be traced into the graph of a training step."""
@@ -198,19 +201,18 @@ class _State:
         self.drift = tf.Variable(tf.zeros(shape, real), trainable=False) if drifting else None
 
 
-def _reach(centroids: NDArray[Any]) -> NDArray[Any]:
-    """Return, of each channel, half the mean distance from one centroid to the next."""
-    finite = np.isfinite(centroids)
-    largest = np.where(finite, centroids, -np.inf).max(axis=1)
-    smallest = np.where(finite, centroids, np.inf).min(axis=1)
-    gaps = finite.sum(axis=1) - 1
-    return np.where(gaps > 0, (largest - smallest) / np.maximum(gaps, 1) / 2, 0)
-
-
 def channel_numbers(shape: tuple[int, ...], axes: tuple[int, ...]) -> NDArray[np.int32]:
     """Number the channels that some axes index, as an array that broadcasts to the shape."""
     inside = [size if axis in axes else 1 for axis, size in enumerate(shape)]
     return np.arange(np.prod(inside, dtype=int), dtype=np.int32).reshape(inside)
+
+
+def _compiled(function: Any, fused: bool) -> Any:
+    """Return a function of its own for each kernel, compiled by XLA; or the plain one.
+
+    Around an object of its own, since TensorFlow warns of many traces of the same code.
+    """
+    return tf.function(functools.partial(function), jit_compile=True) if fused else function
 
 
 def _share_if(variable: Any, on: Any, share: Any, *state: Any) -> None:
@@ -232,3 +234,96 @@ def _share(
     if drift is not None:
         drift.assign_add(moved + before - after)
     variable.assign(tf.cast(after, variable.dtype))
+
+
+def _change_by(
+    variable: Any,
+    choose: Any,
+    change: Any,
+    offsets: Any,
+    counts: Any,
+    table: Any,
+    averages: Any,
+    average: Any,
+    indices: Any,
+    drift: Any,
+) -> None:
+    channels = int(np.prod(offsets.shape))
+    size = table.shape[0] // channels
+    channel = offsets // size
+    centroids = tf.reshape(table, (channels, size))[:, 1:]
+    # In parts, for XLA would compute in each place anew what several have in common.
+    chosen = choose(variable, indices, drift, channel, *_search(centroids))
+    reach = tf.gather(_half_gap(centroids), channel)
+    change(variable, chosen, offsets, counts, table, averages, average, indices, drift, reach)
+
+
+def _choose(
+    variable: Any, indices: Any, drift: Any, channel: Any, boundaries: Any, order: Any
+) -> Any:
+    """Return the new indices of all weights."""
+    values = tf.cast(variable, drift.dtype) + drift
+    member = (indices > 0) & (variable != 0)
+    nearest = 1 + _nearest(values, channel, boundaries, order)
+    return tf.cast(tf.where(member, nearest, 0), indices.dtype)
+
+
+def _change(
+    variable: Any,
+    chosen: Any,
+    offsets: Any,
+    counts: Any,
+    table: Any,
+    averages: Any,
+    average: Any,
+    indices: Any,
+    drift: Any,
+    reach: Any,
+) -> None:
+    places = tf.cast(chosen, tf.int32) + offsets
+    ones = tf.ones(chosen.shape, table.dtype)
+    numbers = tf.math.unsorted_segment_sum(ones, places, table.shape[0])
+    counts.assign(tf.where(tf.math.is_inf(counts), counts, tf.maximum(numbers, 1)))
+    after = tf.gather(table, places)
+    away = tf.cast(variable, table.dtype) + drift - after
+    drift.assign(tf.where(chosen > 0, tf.clip_by_value(away, -reach, reach), 0))
+    if average is not None:
+        moved = tf.cast(average, table.dtype) - tf.gather(averages, places)
+        averages.assign_add(tf.math.unsorted_segment_sum(moved, places, table.shape[0]) / counts)
+        average.assign(tf.cast(tf.gather(averages, places), average.dtype))
+    indices.assign(chosen)
+    variable.assign(tf.cast(after, variable.dtype))
+
+
+def _search(centroids: Any) -> tuple[Any, Any]:
+    """Return for each channel its boundaries, ascending, and the order of its centroids.
+
+    Boundaries are filled up to one less than a power of two, for a binary search.
+    """
+    count = centroids.shape[1]
+    order = tf.argsort(centroids, axis=1)
+    ordered = tf.gather(centroids, order, batch_dims=1)
+    fill = (1 << (count - 1).bit_length()) - count
+    infinite = tf.constant(np.inf, centroids.dtype)
+    between = (ordered[:, 1:] + ordered[:, :-1]) / 2
+    return tf.pad(between, [[0, 0], [0, fill]], constant_values=infinite), order
+
+
+def _nearest(values: Any, channel: Any, boundaries: Any, order: Any) -> Any:
+    """Return the index of the centroid of its channel that each value is nearest to."""
+    number, flat = boundaries.shape[1], tf.reshape(boundaries, [-1])
+    rank = tf.zeros(values.shape, tf.int32)
+    for step in reversed(range(number.bit_length())):
+        ahead = rank + (1 << step)
+        rank = tf.where(values > tf.gather(flat, channel * number + ahead - 1), ahead, rank)
+    return tf.gather(tf.reshape(order, [-1]), channel * order.shape[1] + rank)
+
+
+def _half_gap(centroids: Any) -> Any:
+    """Return, of each channel, half the mean distance from one centroid to the next."""
+    finite = tf.math.is_finite(centroids)
+    infinite = tf.constant(np.inf, centroids.dtype)
+    largest = tf.reduce_max(tf.where(finite, centroids, -infinite), axis=1)
+    smallest = tf.reduce_min(tf.where(finite, centroids, infinite), axis=1)
+    gaps = tf.reduce_sum(tf.cast(finite, centroids.dtype), axis=1) - 1
+    return tf.where(gaps > 0, (largest - smallest) / tf.maximum(gaps, 1) / 2, 0)

@@ -17,6 +17,7 @@ from edgeprune.quantization.names import skipped_layers
 log = logging.getLogger(__name__)
 
 _QUANTIZERS = "tensorflow_model_optimization.python.core.quantization.keras"
+_CLUSTERERS = "tensorflow_model_optimization.python.core.clustering.keras"
 # Its transform puts Lambda layers around these, which no longer load in safe mode.
 _REFUSED = frozenset({"SeparableConv1D", "Lambda"})
 
@@ -73,6 +74,11 @@ def strip(model: Any) -> Any:
             "of TensorFlow Model Optimization; strip the Functional or Sequential model inside it"
         )
     return _Strip().container(model)
+
+
+def is_clusterer(layer: Any) -> bool:
+    """Tell whether a layer is the wrapper of TFMOT's `cluster_weights`."""
+    return type(layer).__module__.startswith(_CLUSTERERS)
 
 
 def _has_graph(model: Any) -> bool:
@@ -183,7 +189,7 @@ def _scheme(tfmot: Any) -> Any:
 
 
 def _is_wrapper(layer: Any) -> bool:
-    return _is_quantizer(layer) or _is_pruner(layer)
+    return _is_quantizer(layer) or _is_pruner(layer) or is_clusterer(layer)
 
 
 def _is_quantizer(layer: Any) -> bool:
@@ -291,9 +297,12 @@ def _plain(layer: Any) -> Any:
 
 
 def _copy_weights(old: Any, plain: Any) -> None:
-    """Give a plain layer the weights of an old one: kernels on TFMOT's grid, pruned ones zero."""
+    """Give a plain layer an old one's weights: on TFMOT's grid, pruned ones zero, clustered."""
     if not _is_wrapper(old):
         plain.set_weights(old.get_weights())
+        return
+    if is_clusterer(old):
+        plain.set_weights(_clustered(old))
         return
     values = {_own_name(weight): weight for weight in old.layer.weights}
     for weight, quantizer, state in getattr(old, "_weight_vars", ()):
@@ -302,6 +311,19 @@ def _copy_weights(old: Any, plain: Any) -> None:
         values[_own_name(weight)] = weight * mask
     for weight in plain.weights:
         weight.assign(values[_own_name(weight)])
+
+
+def _clustered(wrapper: Any) -> list[Any]:
+    """Return the weights of a wrapped layer, those that are clustered with the trained centroids.
+
+    The wrapper, which is what the next step would do with it as well, takes the variables of
+    these weights out of the layer and puts tensors in their places.
+    """
+    wrapper.update_clustered_weights_associations()
+    weights: list[Any] = wrapper.layer.get_weights()
+    for position, name in sorted(wrapper.position_original_weights.items()):
+        weights.insert(position, wrapper.get_weight_from_layer(name).numpy())
+    return weights
 
 
 def _own_name(weight: Any) -> str:

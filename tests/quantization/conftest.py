@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from small_models import cnn, compiled, data, k  # noqa: F401 - fixtures
 
 # The operand that holds the weights, by operator.
 _WEIGHTS = {

@@ -113,7 +113,7 @@ def test_members_take_the_mean_of_what_they_moved_by(k):
 def test_weights_change_to_the_nearest_cluster_where_that_is_due(k):
     # By itself the second would move from 2 to 10: 1.5 becomes 5.5, and parts from 10.5 at 8.
     model, data = single(k, [1, 2, 10, 11], [0, -80, 0, 0])
-    fit(model, data, WeightClustering(2), epochs=1)
+    fit(model, data, WeightClustering(2, frequency=None), epochs=1)
     assert kernel_of(model) == pytest.approx([5.5, 5.5, 10.5, 10.5])
     model, data = single(k, [1, 2, 10, 11], [0, -80, 0, 0])
     fit(model, data, WeightClustering(2, frequency=1), epochs=1)
@@ -263,7 +263,7 @@ def test_a_model_without_weights_before_fit(k, data):
 @pytest.mark.parametrize("listed", ["before", "after"])
 def test_weights_restored_from_before_it_began_are_clustered_and_told(k, compiled, data, listed):
     best = k.callbacks.EarlyStopping("loss", mode="max", patience=9, restore_best_weights=True)
-    model, clustering = compiled(), WeightClustering(5, begin_step=4)
+    model, clustering = compiled(), WeightClustering(5, begin_step=6)
     callbacks = [best, clustering] if listed == "before" else [clustering, best]
     with pytest.warns(UserWarning, match=r"had up to 256 values \(hidden/kernel\), not 5; they"):
         fit(model, data, *callbacks, epochs=3)
@@ -297,7 +297,8 @@ def test_a_killed_fit_goes_on_from_its_backup_as_if_nothing_had_been(k, compiled
         k.utils.set_random_seed(3)
         model = compiled()
         backup = k.callbacks.BackupAndRestore(str(folder))
-        fit(model, data, backup, WeightClustering(5), *others, epochs=3, shuffle=False)
+        clustering = WeightClustering(5, frequency=None)
+        fit(model, data, backup, clustering, *others, epochs=3, shuffle=False)
         return model
 
     whole = run(tmp_path / "whole")
@@ -348,7 +349,10 @@ def test_custom_loop(k, cnn, data):
         (lambda: WeightClustering(16.0), r"got 16\.0"),
         (lambda: WeightClustering(layers={"conv": 1}), r"layers\['conv'\] is a whole number"),
         (lambda: WeightClustering(initial="kmeans++"), "'linear', 'density', 'random'; got 'k"),
-        (lambda: WeightClustering(end_step=0.5), "without frequency they never do"),
+        (
+            lambda: WeightClustering(frequency=None, end_step=0.5),
+            "with frequency=None they never do",
+        ),
         (lambda: WeightClustering(frequency=0), "frequency must be 1 or more; got 0"),
         (lambda: WeightClustering(begin_step=1.5), "a fraction of the fit's steps"),
         (lambda: WeightClustering(begin_step=9, frequency=1, end_step=3), "lies after end_step 3"),
@@ -389,3 +393,11 @@ def test_weights_that_are_no_numbers_are_refused(k, cnn, wrong):
     kernel.assign(np.where(np.arange(256).reshape(16, 16) == 7, wrong, kernel.numpy()))
     with pytest.raises(InputError, match="hidden/kernel has NaN or infinite weights"):
         WeightClustering(4).start(model, k.optimizers.Adam(), total_steps=4)
+
+
+def test_training_that_diverged_is_told(compiled, data):
+    callback = WeightClustering(4)
+    with pytest.warns(UserWarning, match="training diverged: .* ended with NaN or inf") as told:
+        fit(compiled(), (data[0] * np.nan, data[1]), callback)
+    assert len([one for one in told if "diverged" in str(one.message)]) == 1
+    assert callback.report == ()

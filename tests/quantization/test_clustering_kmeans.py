@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.quantization.clustering_kmeans import Channels, cluster, nearest
+from edgeprune.quantization.clustering_kmeans import Channels, cluster
 
 
 def one_channel(values):
@@ -34,7 +34,7 @@ small = st.lists(st.integers(-40, 40).map(lambda i: i / 8), min_size=3, max_size
 
 
 @given(small)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_the_optimum_is_found(values):
     found = cluster(one_channel(values), 3, "optimal")
     assert error(values, found) == pytest.approx(least_error(values, 3), abs=1e-9)
@@ -44,7 +44,7 @@ many = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=60)
 
 
 @given(many, many, st.integers(2, 5), st.sampled_from(["optimal", "linear", "density", "random"]))
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 def test_of_any_beginning_centroids_are_means_and_the_nearest(first, second, clusters, initial):
     """The two laws of where k-means ends, for two channels of their own at once."""
     values = np.array([*first, *second], np.float32)
@@ -66,6 +66,7 @@ def test_of_any_beginning_centroids_are_means_and_the_nearest(first, second, clu
 
 
 @given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=40), st.integers(2, 60))
+@settings(deadline=None)
 def test_no_more_distinct_values_than_clusters_are_kept_to_the_bit(values, clusters):
     values = np.array(values, np.float32)
     if np.unique(values).size > clusters:
@@ -101,15 +102,6 @@ def test_random_beginnings_are_those_of_the_seed():
     runs = [cluster(one_channel(values), 8, "random", seed).centroids for seed in (1, 1, 2)]
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
-
-
-def test_nearest_takes_the_nearest_of_the_centroids_there_are():
-    found = nearest(one_channel([1, 7, 10, 11]), np.array([[10.5, 1.5]]))
-    assert found.assigned.tolist() == [0, 1, 1, 1]  # they part at 6
-    assert found.centroids.tolist() == [[1.5, 10.5]]
-    assert found.counts.tolist() == [[1, 3]]
-    found = nearest(one_channel([1, 2, 1e30]), np.array([[5, np.inf, np.inf]], np.float32))
-    assert found.assigned.tolist() == [0, 0, 0]
 
 
 def test_channels_without_values():

@@ -36,10 +36,22 @@ def test_every_script_is_tried_here():
         "structure_scaling.py",
         "pack_size.py",
         "structure_quality.py",
+        "clustering_quality.py",
         "sparsity_allocation.py",
         "sparse_eligibility.py",  # in tests/devices/test_sparse_truth.py, with its device
     }
     assert {path.name for path in BENCH.glob("*.py")} == tried
+
+
+def test_a_sample_of_the_clustering_runs():
+    options = ["--task", "digits", "--seeds", "1", "--dense-epochs", "20", "--epochs", "2"]
+    command = [sys.executable, BENCH / "clustering_quality.py", *options, "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    (result,) = json.loads(ran.stdout)["results"]
+    drops = {(row["way"], row["optimizer"]): row["drop"] for row in result["rows"]}
+    assert result["dense"] > 0.9
+    assert len(drops) == 20
+    assert drops["mean, changed every step", "adam 3e-3"] < 0.1
 
 
 def test_a_sample_of_the_quality_runs(tmp_path):
