@@ -264,7 +264,7 @@ def _cluster(
                 continue
             cluster[id(producer)] = producer
             if roles.of(producer) in (None, "end"):
-                why = roles.why_not(producer, "is not at the end of a convolution's padding")
+                why = roles.why_not(producer, "is merged into no convolution")
                 blockers.append(Blocker(producer, why))
             if roles.of(producer) != "entry":
                 waiting.append(producer)
