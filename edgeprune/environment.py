@@ -17,11 +17,17 @@ _PACKAGES = {
     "tensorflow-model-optimization": ("quantization of tf_keras models", True),
     "ai-edge-litert": ("verifies and measures", True),
     "numpy": ("arrays", True),
+    "ai-edge-quantizer": ("int4 weights, and modes by layer", False),
     "scikit-learn": ("the data of `edgeprune demo`", False),
     "tflite-micro": ("microcontrollers, simulated", False),
     "ethos-u-vela": ("Ethos-U accelerators, predicted", False),
 }
-_EXTRA_OF = {"scikit-learn": "demo", "tflite-micro": "mcu", "ethos-u-vela": "npu"}
+_EXTRA_OF = {
+    "ai-edge-quantizer": "int4",
+    "scikit-learn": "demo",
+    "tflite-micro": "mcu",
+    "ethos-u-vela": "npu",
+}
 
 
 def check_environment() -> list[Check]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 from edgeprune.drop import ACCURACY, AGREEMENT, ERROR
 from edgeprune.report.table import Column, render
 
 # On fewer samples than this, one of them alone is a drop of 0.01.
 _FEW = 100
+_REASON_PLACES = 72
 _COLUMNS = (
     Column("mode"),
     Column("file", "bytes"),
@@ -44,7 +46,8 @@ class Candidate:
     @property
     def short_reason(self) -> str:
         """The reason without advice and figures, which a table has no room for."""
-        return self.reason.partition(";")[0].partition(" (")[0]
+        told = self.reason.partition(";")[0].partition(" (")[0]
+        return shorten(told, _REASON_PLACES, placeholder=" ...")
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> str:

@@ -92,6 +92,12 @@ def quantize_operators(
     )
     if "int4" in chosen:
         _check_int4(graph, chosen)
+    if set(chosen) & set(CALIBRATED) and any(op.name == "WHILE" for op in graph.operators):
+        raise UnsupportedError(
+            "the model has a loop, as LSTM, GRU and other recurrent layers do, whose ranges cannot "
+            "be calibrated; build these layers with unroll=True and load the same weights, or use "
+            "other modes than int8 and int16x8"
+        )
     try:
         # Its progress bar goes to Python's stream, its interpreter's messages past that.
         with captured_stderr(), contextlib.redirect_stderr(io.StringIO()):

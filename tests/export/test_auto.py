@@ -139,6 +139,28 @@ def test_bad_input(task, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mode_that_fails_is_told_and_passed_over(tmp_path):
+    """int16x8 has no range for integer inputs; the table says so, briefly."""
+    import keras
+
+    inputs = keras.Input((8,), dtype="int32")
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(50, 16)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    tokens = np.random.default_rng(0).integers(0, 50, (40, 8)).astype(np.int32)
+    artifact = convert(
+        model,
+        tmp_path / "a.tflite",
+        quantize="auto",
+        calibration=tokens,
+        modes=["float16", "int16x8"],
+    )
+    passed_over = by_mode(artifact)["int16x8"]
+    assert (passed_over.bytes, passed_over.drop, passed_over.kept) == (None, None, False)
+    assert "has no range" in passed_over.reason
+    assert artifact.quantization == "float16"
+    assert max(map(len, str(artifact).splitlines()[3:7])) < 120
+
+
 def test_splits_share_no_sample():
     samples = Samples([np.arange(3001)[:, None]], np.arange(3001))
     calibrating, measuring = split(samples, None)

@@ -1,5 +1,7 @@
 """int4 weights and modes by layer: what lies in the file, and what the interpreter computes."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -196,6 +198,30 @@ def test_int4_that_computes_something_else_is_refused(keras, tmp_path):
     with pytest.raises(VerificationError, match="does not compute what the Keras model computes"):
         convert(model, tmp_path / "a.tflite", quantize="int4", calibration=x)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_loops_cannot_be_calibrated(keras, tmp_path):
+    layers = [keras.Input((8, 4)), keras.layers.LSTM(5), keras.layers.Dense(3, name="last")]
+    model = keras.Sequential(layers)
+    x = np.random.default_rng(0).normal(size=(9, 8, 4)).astype(np.float32)
+    with pytest.raises(UnsupportedError, match="unroll=True"):
+        convert(model, tmp_path / "a.tflite", quantize={"last": "int8"}, calibration=x)
+    artifact = convert(model, tmp_path / "a.tflite", quantize={"last": "int4"})
+    assert artifact.made_by["weight_dtypes"]["int4"] == 15
+
+
+def test_without_the_package_the_way_to_it_is_told(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_quantizer", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'edgeprune\[int4\]'"):
+        convert(model, tmp_path / "a.tflite", quantize="int4")
+    convert(model, tmp_path / "b.tflite", quantize="int8", calibration=SAMPLES)
+
+
+def test_sparse_encoding_is_not_tried_on_int4(model, tmp_path):
+    artifact = convert(model, tmp_path / "a.tflite", quantize="int4")
+    assert "int4 weights have no sparse encoding" in artifact.made_by["weights_encoding"]
+    with pytest.raises(UnsupportedError, match="int4 weights have no sparse encoding"):
+        convert(model, tmp_path / "b.tflite", quantize="int4", sparse="on")
 
 
 def test_legacy_keras_too(tmp_path):
