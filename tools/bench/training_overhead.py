@@ -113,7 +113,8 @@ class Contender:
         if self.callback:
             self.callback.set_model(self.model)
             self.callback.on_train_begin()
-        self.run()
+        for _ in range(TURNS_PER_UPDATE):  # with an update, which may be compiled the first time
+            self.run()
 
     def updates_next(self) -> bool:
         """Tell whether a step of the next turn chooses masks."""
