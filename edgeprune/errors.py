@@ -1,5 +1,9 @@
 """The errors that edgeprune raises: each is one line that says what was got and what to do."""
 
+from collections.abc import Sequence
+
+_SHOWN = 12
+
 
 class EdgepruneError(Exception):
     """Root of every error that edgeprune raises on purpose."""
@@ -15,3 +19,9 @@ class UnsupportedError(EdgepruneError):
 
 class VerificationError(EdgepruneError):
     """A converted model does not compute what the Keras model computes."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names one after the other for a message, only the first of very many."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

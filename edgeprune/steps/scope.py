@@ -6,12 +6,11 @@ from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
 
 from edgeprune import models
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, listed
 
 # A kernel name or pattern, a layer path or name, a layer class name, or a layer class.
 Selector = str | type
 T = TypeVar("T")
-_NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Scope(Generic[T]):
                 if not any(matches(kernel, selector) for kernel in kernels):
                     raise InputError(
                         f"{argument}={selector!r} matches no kernel of model '{model.name}'; "
-                        f"its kernels are {_listed([kernel.name for kernel in kernels])}"
+                        f"its kernels are {listed([kernel.name for kernel in kernels])}"
                     )
 
         kinds = {"kernel"}
@@ -105,9 +104,3 @@ def _names(kernel: models.Kernel, holders: dict[str, Any]) -> set[str]:
     paths = {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
     classes = {type(layer).__name__ for layer in _holders(kernel, holders)}
     return paths | set(parts[:-1]) | classes
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    more = len(names) - _NAMES_SHOWN
-    return shown + (f" and {more} more" if more > 0 else "")

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from edgeprune.errors import listed
 from edgeprune.structure.group import PruningGroup
 from edgeprune.structure.importance import bn_scale, has_scales
 from edgeprune.structure.request import PruningRequest
-from edgeprune.structure.scope import listed
 from edgeprune.structure.selection import Limits, whole
 
 _FAR = 0.9  # of a target: less than that is said

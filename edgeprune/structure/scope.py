@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, listed
 from edgeprune.models import layers
 from edgeprune.structure.group import PruningGroup
 
 Selector = str | type[Any]
 """A layer's name or path, a pattern of either (``block?_*``), its class's name, or its class."""
-_SHOWN = 12
 
 
 def selected(
@@ -41,12 +40,6 @@ def selected(
             f"'{model.name}'; name the layer that makes them, such as a convolution"
         )
     return found
-
-
-def listed(names: Sequence[str]) -> str:
-    """Write names one after the other, only the first of very many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _layers(group: PruningGroup) -> set[str]:
