@@ -133,7 +133,7 @@ def line(name: str, result: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), default=("digits", "mnist1d"))
+    parser.add_argument("--task", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="of dense training, in place of the task's")
     parser.add_argument("--pruning-epochs", type=int, help="likewise")
