@@ -166,14 +166,7 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
         the inputs' shapes or dtypes. Only casts that keep values are made, and never integers to
         floats: an image of 0..255 fed to a model trained on 0..1 would calibrate wrong ranges.
     """
-    name = "calibration data"
-    with contextlib.ExitStack() as stack:
-        if isinstance(source, str | Path):
-            # What a function of the user's prints, a generator as it goes, is no result.
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            name, source = str(source), _load(str(source))
-        if callable(source) and not isinstance(source, Iterable):
-            source = _called(source, name)
+    with _opened(source, "calibration data") as (source, name):
         named = {spec.name for spec in inputs}
         if isinstance(source, Mapping) and "y" in source and named.isdisjoint(source):
             source = source.get("x")  # training data, whose targets are not needed
@@ -181,6 +174,19 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
     columns = fit_inputs(found, inputs, name, integers_to_floats=False)
     chosen = evenly_spaced(len(columns[0]), MAX_ITERATED_SAMPLES)
     return [column if len(column) == len(chosen) else column[chosen] for column in columns]
+
+
+@contextlib.contextmanager
+def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
+    """Yield what a file, a ``module:function`` or a function gives, and its name in messages."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, str | Path):
+            # What a function of the user's prints, a generator as it goes, is no result.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            name, source = str(source), _load(str(source))
+        if callable(source) and not isinstance(source, Iterable):
+            source = _called(source, name)
+        yield source, name
 
 
 def load_samples(
@@ -203,13 +209,7 @@ def load_samples(
     Raises:
       InputError: the source cannot be loaded, or does not fit the model or its own targets.
     """
-    name = "data"
-    with contextlib.ExitStack() as stack:
-        if isinstance(source, str | Path):
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            name, source = str(source), _load(str(source))
-        if callable(source) and not isinstance(source, Iterable):
-            source = _called(source, name)
+    with _opened(source, "data") as (source, name):
         found = _with_targets(source, inputs, name)
     first, *others = [
         Samples(
