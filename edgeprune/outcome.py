@@ -49,7 +49,8 @@ class CompressionReport:
       output: the run's folder.
       rows: the baseline first, the result last.
       stages: what each stage took and left: ``stage seconds score_name score sparsity parameters
-        macs file``, and where channels left, ``groups refused``.
+        macs file``; where channels left, ``groups refused``; where weights were clustered,
+        ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`.
       device_choices: what the devices named chose of the recipe; none without devices.
       devices: what the .tflite files do on each of them.
     """

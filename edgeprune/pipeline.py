@@ -1,12 +1,11 @@
-"""The whole flow on a user's model: sparsity, quantization, export, devices, report."""
+"""The whole flow on a user's model, from structure to the report."""
 
 import gzip
 import logging
-import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.data import Dataset
-from edgeprune.errors import InputError
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
 from edgeprune.outcome import CompressionReport, Row
-from edgeprune.recipe import Recipe, StructureSpec, load_stated
+from edgeprune.recipe import ClusteringSpec, Recipe, StructureSpec, load_stated
 from edgeprune.runs import RUN_FILE, RunFolder, identity_of, opened
 from edgeprune.samples import evenly_spaced
 from edgeprune.scoring import score
@@ -29,8 +27,7 @@ if TYPE_CHECKING:
     from edgeprune.devices.choices import Choice
     from edgeprune.devices.measurement import ModelBenchmark
     from edgeprune.export.encode import Sparse
-    from edgeprune.sparsity.patterns import Pattern
-
+    from edgeprune.quantization.clustering import WeightClustering
 _log = logging.getLogger(__name__)
 
 _BENCHMARK_FILE = "benchmark.json"
@@ -104,6 +101,8 @@ def _check(model: Any, recipe: Recipe) -> None:
         from edgeprune.structure.eligible import plan_sparse_eligible
 
         plan_sparse_eligible(model)
+    if recipe.clustering is not None:
+        _clustering_of(recipe.clustering).check(model)
 
 
 class _Run:
@@ -120,6 +119,8 @@ class _Run:
         quick: bool,
         progress: Progress | None,
     ) -> None:
+        from edgeprune.sparsity.patterns import pattern_of
+
         self.model = model
         self.data = data
         self.recipe = recipe
@@ -128,10 +129,11 @@ class _Run:
         self.quick = quick
         self.progress = progress
         self.details: dict[str, Any] = {}  # of the stage that runs, for its summary
-        self.pattern = _pattern(recipe.sparsity.pattern if recipe.sparsity else "unstructured")
+        self.pattern = pattern_of(recipe.sparsity.pattern if recipe.sparsity else "unstructured")
         quantize = recipe.export.quantize
         files = ["baseline.keras", "baseline.tflite", f"baseline-{quantize}.tflite"]
-        files += ["structured.keras", "sparse.keras", "quantized.keras", "model.tflite"]
+        files += ["structured.keras", "sparse.keras", "clustered.keras"]
+        files += ["quantized.keras", "model.tflite"]
         identity = {"kind": "compress", **identity_of(model, data, recipe), **targets.identity}
         self.folder = RunFolder(folder, identity, Row, files, [_BENCHMARK_FILE])
 
@@ -141,6 +143,8 @@ class _Run:
             steps += self._structure_steps(self.recipe.structure)
         if self.recipe.sparsity is not None:
             steps.append(("sparsity", self._sparsity))
+        if self.recipe.clustering is not None:
+            steps.append(("clustering", self._clustering))
         if self.recipe.quantization is not None:
             steps.append(("quantization", self._quantization))
         steps += [("export", self._export), ("benchmark", self._benchmark)]
@@ -190,7 +194,7 @@ class _Run:
         sparse: Sparse = "auto" if recipe.export.sparse == "on" else recipe.export.sparse
         file = "baseline.tflite"
         rows.append(self._tflite_row("float baseline", self.model, file, "none", sparse))
-        trained = any((recipe.structure, recipe.sparsity, recipe.quantization))
+        trained = any((recipe.structure, recipe.sparsity, recipe.clustering, recipe.quantization))
         if quantize != "none" and trained:
             file = f"baseline-{quantize}.tflite"
             name = f"{quantize} baseline"
@@ -271,6 +275,22 @@ class _Run:
         save_model(plain_copy(model), self.folder.path / "sparse.keras")
         return [self._keras_row("pruned (Keras)", model, "sparse.keras")]
 
+    def _clustering(self) -> list[Row]:
+        from edgeprune.sparsity.callbacks import PreserveSparsity
+
+        spec = self.recipe.clustering
+        assert spec is not None
+        model = self._latest()
+        compile_like(model, self.model, self.data, self._rate(spec.learning_rate))
+        clustering = _clustering_of(spec)
+        # Kernels that are not clustered may have zeros too.
+        callbacks = [PreserveSparsity(), clustering] if _sparsity_of(model) > 0 else [clustering]
+        training = self.recipe.training
+        fit(model, self.data, spec.epochs, training, callbacks, "clustering", self.progress)
+        self.details = {"kernels": [asdict(kernel) for kernel in clustering.report]}
+        save_model(plain_copy(model), self.folder.path / "clustered.keras")
+        return [self._keras_row("clustered (Keras)", model, "clustered.keras")]
+
     def _quantization(self) -> list[Row]:
         from edgeprune.export.strip import strip
         from edgeprune.quantization.qat import quantize_aware
@@ -292,6 +312,8 @@ class _Run:
         words: list[str] = (
             [self.recipe.export.quantize] if self.recipe.export.quantize != "none" else []
         )
+        if self.recipe.clustering is not None:
+            words.insert(0, "clustered")
         if self.recipe.sparsity is not None:
             words.insert(0, "pruned")
         if self.recipe.structure is not None:
@@ -404,19 +426,10 @@ def _with_latency(row: Row, result: "ModelBenchmark") -> Row:
     return replace(row, latency_ms=latency, relative_latency=result.relative_latency)
 
 
-def _pattern(text: str) -> "Pattern":
-    from edgeprune.sparsity.patterns import NM, Block, Unstructured
+def _clustering_of(spec: ClusteringSpec) -> "WeightClustering":
+    from edgeprune.quantization.clustering import WeightClustering
 
-    if text == "unstructured":
-        return Unstructured()
-    if found := re.fullmatch(r"block (\d+)x(\d+)", text):
-        return Block(int(found[1]), int(found[2]))
-    if found := re.fullmatch(r"(\d+):(\d+)", text):
-        return NM(keep=int(found[1]), of=int(found[2]))
-    raise InputError(
-        f"recipe: sparsity.pattern is '{text}'; supported: unstructured, block ROWSxCOLUMNS, "
-        "such as 'block 4x1', and KEEP:OF, such as '2:4'"
-    )
+    return WeightClustering(spec.clusters, per_channel=spec.per_channel, skip=spec.skip)
 
 
 def _sparsity_of(model: Any) -> float:

@@ -142,6 +142,26 @@ class SparsitySpec:
 
 
 @dataclass(frozen=True)
+class ClusteringSpec:
+    """Weights share few values, which train on; see `edgeprune.WeightClustering`. Zeros stay.
+
+    Attributes:
+      clusters: values other than zero in each kernel, 2 or more. 15, and zero, are what indices of
+        4 bits tell apart.
+      per_channel: so many in each output channel, not in the kernel.
+      epochs: of training them.
+      skip: names, name patterns or layer types that keep weights of their own.
+      learning_rate: of this stage; None takes the one of `TrainingSpec`.
+    """
+
+    clusters: int = 16
+    per_channel: bool = False
+    epochs: int = 5
+    skip: tuple[str, ...] = ()
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class QuantizationSpec:
     """Quantization-aware training on the int8 grid; zeros that are there stay.
 
@@ -180,6 +200,7 @@ class Recipe:
     training: TrainingSpec = TrainingSpec()
     structure: StructureSpec | None = None
     sparsity: SparsitySpec | None = None
+    clustering: ClusteringSpec | None = None
     quantization: QuantizationSpec | None = None
     export: ExportSpec = ExportSpec()
 
@@ -194,6 +215,11 @@ class Recipe:
             raise InputError(
                 f"recipe: [quantization] trains on the int8 grid, but [export] quantize is "
                 f"'{self.export.quantize}'; set it to 'int8' or leave [quantization] out"
+            )
+        if self.clustering is not None and self.quantization is not None:
+            raise InputError(
+                "recipe: [quantization] would train the clusters of [clustering] apart again; "
+                "leave [quantization] out: export.quantize 'int8' keeps them without it"
             )
         if self.export.sparse == "on" and self.export.quantize not in ("none", "float16"):
             raise InputError(
@@ -292,6 +318,7 @@ def _check_ranges(spec: Any, prefix: str) -> None:
                 f"{where} is the fraction that stays, in (0, 1], got {value:g}{_hint(value)}"
             )
         least = 0 if field.name == "epochs" and isinstance(spec, StructureSpec) else 1
+        least = 2 if field.name == "clusters" else least
         if field.name in _COUNTS and value < least:
             raise InputError(f"{where} must be at least {least}, got {value}")
         if field.name == "learning_rate" and not value > 0:
@@ -306,6 +333,7 @@ _COUNTS = (
     "min_channels",
     "batch_size",
     "calibration_samples",
+    "clusters",
 )
 
 
@@ -319,6 +347,12 @@ PRESETS: dict[str, Recipe] = {
     "pqat-int8": Recipe(
         sparsity=SparsitySpec(),
         quantization=QuantizationSpec(),
+        export=ExportSpec(quantize="int8"),
+    ),
+    "cluster-int8": Recipe(clustering=ClusteringSpec(), export=ExportSpec(quantize="int8")),
+    "prune-cluster-int8": Recipe(
+        sparsity=SparsitySpec(),
+        clustering=ClusteringSpec(clusters=15),
         export=ExportSpec(quantize="int8"),
     ),
     "structured": Recipe(structure=StructureSpec(target_macs=0.5)),

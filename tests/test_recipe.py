@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from edgeprune.errors import InputError
 from edgeprune.recipe import (
     PRESETS,
+    ClusteringSpec,
     ExportSpec,
     QuantizationSpec,
     Recipe,
@@ -37,8 +38,24 @@ STRUCTURES = st.sampled_from(["pruning_ratio", "target_macs", "target_parameters
         decay=st.sampled_from(["none", "cosine"]),
     )
 )
+# One of the two: clusters are not kept while training on the int8 grid.
+CLUSTERING_OR_QUANTIZATION = st.fixed_dictionaries(
+    {
+        "clustering": st.builds(
+            ClusteringSpec,
+            clusters=st.integers(2, 999),
+            per_channel=st.booleans(),
+            epochs=st.integers(1, 9),
+            skip=NAMES.map(tuple),
+            learning_rate=st.none() | st.floats(1e-9, 1.0),
+        )
+    }
+) | st.fixed_dictionaries(
+    {"quantization": st.none() | st.builds(QuantizationSpec, epochs=st.integers(1, 9))}
+)
 RECIPES = st.builds(
-    Recipe,
+    lambda one, **others: Recipe(**one, **others),
+    one=CLUSTERING_OR_QUANTIZATION,
     training=st.builds(
         TrainingSpec,
         batch_size=st.integers(1, 999),
@@ -58,7 +75,6 @@ RECIPES = st.builds(
         learning_rate=st.none() | st.floats(1e-9, 1.0),
         rewrite_padding=st.booleans(),
     ),
-    quantization=st.none() | st.builds(QuantizationSpec, epochs=st.integers(1, 9)),
     export=st.builds(ExportSpec, quantize=st.sampled_from(["int8", "int16x8"])),
 )
 
@@ -79,6 +95,12 @@ def test_presets_say_what_their_names_say():
     assert PRESETS["pqat-int8"].sparsity is not None
     assert PRESETS["pqat-int8"].quantization is not None
     assert PRESETS["pqat-int8"].export.quantize == "int8"
+    assert PRESETS["cluster-int8"].clustering == ClusteringSpec(clusters=16)
+    assert PRESETS["prune-cluster-int8"].clustering == ClusteringSpec(clusters=15)
+    for name, sparse in (("cluster-int8", False), ("prune-cluster-int8", True)):
+        assert (PRESETS[name].sparsity is not None) == sparse
+        assert PRESETS[name].quantization is None
+        assert PRESETS[name].export.quantize == "int8"
     assert PRESETS["structured"] == Recipe(structure=StructureSpec(target_macs=0.5))
     for name, sparse in (("structured-int8", False), ("structured-pqat-int8", True)):
         assert PRESETS[name].structure == PRESETS["structured"].structure
@@ -108,6 +130,14 @@ def test_unknown_preset_names_the_presets():
         ("[sparsity]\nskip = 'conv'", "skip must be a list of strings"),
         ("[sparsity]\nranking = 'all'", "ranking must be one of layer, global; got 'all'"),
         ("[sparsity]\nfinal = 0.5", "unknown key 'final'; the keys here are final_sparsity"),
+        ("[clustering]\nclusters = 1", "clustering.clusters must be at least 2, got 1"),
+        ("[clustering]\nclusters = 4.0", "clusters must be a whole number; got 4.0"),
+        ("[clustering]\nepochs = 0", "clustering.epochs must be at least 1"),
+        ("[clustering]\nvalues = 4", "unknown key 'values'; the keys here are clusters, per_"),
+        (
+            "[clustering]\n[quantization]\n[export]\nquantize = 'int8'",
+            "would train the clusters of .clustering. apart again; leave .quantization. out",
+        ),
         ("[structure]\npruning_ratio = 50", r"ratio is a fraction in .*got 50; did you mean 0.5"),
         ("[structure]\npruning_ratio = 1.0", "pruning_ratio is a fraction in .*got 1$"),
         ("[structure]\npruning_ratio = -0.5", "pruning_ratio is a fraction in .*got -0.5$"),

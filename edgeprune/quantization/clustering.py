@@ -1,5 +1,6 @@
 """The callback that shares weights: members of a cluster train as one value."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,21 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         self._first_step = 0
         self._last_step = 0
 
+    def check(self, model: Any) -> None:
+        """Refuse, before any training, a model whose weights cannot be clustered so.
+
+        Args:
+          model: built; it is not changed.
+
+        Raises:
+          InputError: as of the fit itself.
+        """
+        _check_unwrapped(model)
+        chosen = self._scope.select(model)
+        kernels = [kernel for kernel, _ in chosen]
+        self._check_sizes(kernels, self._clusters_of(chosen))
+        _check_finite(kernels)
+
     def step(self) -> None:
         """Let members share one value after an update of the optimizer; not in a tf.function.
 
@@ -186,14 +202,14 @@ class WeightClustering(HoldingCallback[HeldClusters]):
             )
         held = HeldClusters(
             [kernel for kernel, _ in chosen],
-            [self.clusters if own is None else own for _, own in chosen],
+            self._clusters_of(chosen),
             self.per_channel,
             self.frequency is not None,
             self._optimizer,
             model.distribute_strategy,
         )
-        self._check_sizes(held)
-        _check_finite(held)
+        self._check_sizes(held.kernels, held.clusters)
+        _check_finite(held.kernels)
         if self._step >= self._first_step:
             self._cluster(held)
         return held
@@ -204,7 +220,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
     def _advance(self, held: HeldClusters, previous_step: int, step: int) -> None:
         if not held.on:
             if step >= self._first_step:
-                _check_finite(held)
+                _check_finite(held.kernels)
                 self._cluster(held)
         elif self.frequency is not None:
             due = last_due(step, self._first_step, self._last_step, self.frequency)
@@ -212,7 +228,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
                 held.change()
 
     def _mend(self, held: HeldClusters) -> None:
-        if not held.on or _not_finite(held):
+        if not held.on or _not_finite(held.kernels):
             return
         most = [held.members(index).distinct() for index in range(len(held.kernels))]
         # As they are, weights of another time or moving averages may have other values, as few.
@@ -237,7 +253,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
                 "the clustering was to begin: nothing was clustered",
                 stacklevel=2,
             )
-        broken = _not_finite(held)
+        broken = _not_finite(held.kernels)
         if broken:
             warnings.warn(
                 f"training diverged: {broken} ended with NaN or infinite weights; train with a "
@@ -264,13 +280,14 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         members = held.members(index)
         held.set(index, cluster(members, held.clusters[index], self.initial, self.seed + index))
 
-    def _check_sizes(self, held: HeldClusters) -> None:
+    def _clusters_of(self, chosen: Sequence[tuple[models.Kernel, int | None]]) -> list[int]:
+        return [self.clusters if own is None else own for _, own in chosen]
+
+    def _check_sizes(self, kernels: Sequence[models.Kernel], clusters: Sequence[int]) -> None:
         short = [
             f"{kernel.name} ({size} weights{' a channel' if self.per_channel else ''})"
-            for kernel, size, clusters in zip(
-                held.kernels, held.sizes(), held.clusters, strict=True
-            )
-            if size < clusters
+            for kernel, number in zip(kernels, clusters, strict=True)
+            if (size := _sharing(kernel, self.per_channel)) < number
         ]
         if short:
             more = len(short) - _NAMES_SHOWN
@@ -295,8 +312,16 @@ def _check_unwrapped(model: Any) -> None:
             )
 
 
-def _check_finite(held: HeldClusters) -> None:
-    broken = _not_finite(held)
+def _sharing(kernel: models.Kernel, per_channel: bool) -> int:
+    """Return how many weights share the centroids of a table: those of a channel or kernel."""
+    shape = kernel.variable.shape
+    return math.prod(
+        size for axis, size in enumerate(shape) if not (per_channel and axis in kernel.output_axes)
+    )
+
+
+def _check_finite(kernels: Sequence[models.Kernel]) -> None:
+    broken = _not_finite(kernels)
     if broken:
         raise InputError(
             f"{broken} has NaN or infinite weights, which cannot be clustered; where training made "
@@ -304,9 +329,9 @@ def _check_finite(held: HeldClusters) -> None:
         )
 
 
-def _not_finite(held: HeldClusters) -> str | None:
+def _not_finite(kernels: Sequence[models.Kernel]) -> str | None:
     """Return the name of the first kernel with weights that are no numbers, if there is one."""
-    for kernel, values in zip(held.kernels, held.weights(), strict=True):
-        if not np.isfinite(values).all():
+    for kernel in kernels:
+        if not np.isfinite(kernel.variable.numpy()).all():
             return kernel.name
     return None

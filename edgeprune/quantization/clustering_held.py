@@ -67,10 +67,6 @@ class HeldClusters:
         self._changed = tf.function(self._change_all)
         self._seen = tf.function(self._new_zeros)
 
-    def sizes(self) -> list[int]:
-        """Return how many weights share the centroids of a table: those of a channel or kernel."""
-        return [state.channels.size // state.number for state in self._state]
-
     def weights(self) -> list[NDArray[Any]]:
         """Copy the kernels to the host."""
         return [kernel.variable.numpy() for kernel in self.kernels]

@@ -9,6 +9,7 @@ index goes first, and at least one weight is kept.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -264,3 +265,21 @@ def _from_matrix(matrix: Mask, shape: tuple[int, ...], output_axes: tuple[int, .
     moved = matrix.reshape([shape[axis] for axis in order])
     mask: Mask = np.ascontiguousarray(moved.transpose(np.argsort(order)))
     return mask
+
+
+def pattern_of(text: str) -> Pattern:
+    """Return the pattern that a recipe's ``sparsity.pattern`` names.
+
+    Raises:
+      InputError: it names none.
+    """
+    if text == "unstructured":
+        return Unstructured()
+    if found := re.fullmatch(r"block (\d+)x(\d+)", text):
+        return Block(int(found[1]), int(found[2]))
+    if found := re.fullmatch(r"(\d+):(\d+)", text):
+        return NM(keep=int(found[1]), of=int(found[2]))
+    raise InputError(
+        f"recipe: sparsity.pattern is '{text}'; supported: unstructured, block ROWSxCOLUMNS, "
+        "such as 'block 4x1', and KEEP:OF, such as '2:4'"
+    )

@@ -1,0 +1,161 @@
+"""`compress` with a stage that clusters weights: values counted in the files, a kill, refusals."""
+
+import numpy as np
+import pytest
+
+from edgeprune.errors import InputError
+from edgeprune.export import tflite
+from edgeprune.models import import_keras, kernels, load_model
+from edgeprune.pipeline import compress
+from edgeprune.recipe import Recipe
+
+keras = import_keras()
+layers = keras.layers
+CLUSTERS = 4
+RECIPE = Recipe.from_dict(
+    {
+        "training": {"batch_size": 16, "seed": 3, "learning_rate": 0.01},
+        "sparsity": {"final_sparsity": 0.5, "epochs": 1, "skip": ["stem"]},
+        "clustering": {"clusters": CLUSTERS, "epochs": 2, "skip": ["depth"]},
+        "export": {"quantize": "int8"},
+    }
+)
+
+
+class KilledError(Exception):
+    """Stands for the kill of a process: nothing after it runs."""
+
+
+def small(name="small"):
+    """Two convolutions whose batch normalization is folded into them, and a dense layer."""
+    keras.utils.set_random_seed(1)
+    stack = [keras.Input((6, 6, 2)), layers.Conv2D(8, 3, use_bias=False, name="stem")]
+    stack += [layers.BatchNormalization(), layers.ReLU(), layers.DepthwiseConv2D(3, name="depth")]
+    stack += [layers.Conv2D(8, 1, use_bias=False, name="point"), layers.BatchNormalization()]
+    stack += [layers.ReLU(), layers.Flatten(), layers.Dense(3, name="head")]
+    model = keras.Sequential(stack, name=name)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Path of three noisy classes of small images."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 120)
+    centres = rng.normal(size=(3, 6, 6, 2))
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    np.savez(path, x=(centres[y] + 0.3 * rng.normal(size=(120, 6, 6, 2))).astype("float32"), y=y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    model, arrays = small(), np.load(data)
+    model.fit(arrays["x"], arrays["y"], epochs=3, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Names of the stages that the resumed run told of."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def whole(model, data, told, tmp_path_factory):
+    """The report of a run that was killed in the middle of its clustering, and resumed."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+
+    def kill(stage, fraction, note):
+        if stage == "clustering" and fraction >= 0.5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        compress(model, data, RECIPE, output, progress=kill)
+    assert not (output / "clustered.keras").exists()
+    return compress(model, data, RECIPE, output, progress=lambda stage, *_: told.add(stage))
+
+
+def arrays(folder, file):
+    return {
+        kernel.name: np.asarray(kernel.variable) for kernel in kernels(load_model(folder / file))
+    }
+
+
+def values(array):
+    """Count the values that are not zero."""
+    return np.unique(array[array != 0]).size
+
+
+def test_the_stage_comes_after_pruning_and_leaves_its_model(whole, told):
+    assert told == {"clustering", "export", "benchmark"}
+    names = [stage["stage"] for stage in whole.stages]
+    assert names == ["baseline", "sparsity", "clustering", "export", "benchmark"]
+    assert [row.name for row in whole.rows] == [
+        "Keras baseline",
+        "float baseline",
+        "int8 baseline",
+        "pruned (Keras)",
+        "clustered (Keras)",
+        "pruned clustered int8",
+    ]
+    assert whole.rows[-1].score > 0.8
+    told = {kernel["name"]: kernel for kernel in whole.stages[2]["kernels"]}
+    assert set(told) == {"stem/kernel", "point/kernel", "head/kernel"}
+    assert {kernel["distinct"] for kernel in told.values()} == {CLUSTERS}
+    assert told["point/kernel"]["zeros"] == 32  # of 8 x 8
+
+
+def test_kernels_have_few_values_and_the_zeros_that_they_had(whole):
+    before, after = (arrays(whole.output, name) for name in ("sparse.keras", "clustered.keras"))
+    for name in ("stem/kernel", "point/kernel", "head/kernel"):
+        assert values(after[name]) == CLUSTERS
+        np.testing.assert_array_equal(after[name] == 0, before[name] == 0)
+    assert values(after["depth/kernel"]) > CLUSTERS
+    np.testing.assert_array_equal(after["depth/kernel"] == 0, before["depth/kernel"] == 0)
+
+
+def test_the_int8_file_has_as_few_values_in_each_channel(whole):
+    """Batch normalization is folded in: each channel of a convolution has a factor of its own."""
+    found = tflite.read(whole.output / "model.tflite")
+    graph, most = found.subgraphs[0], {}
+    for operator in graph.operators:
+        for kernel in graph.kernels(operator):
+            assert kernel.dtype == "int8"
+            if operator.name != "DEPTHWISE_CONV_2D":
+                channels = kernel.data.reshape(kernel.shape[0], -1)
+                most[kernel.shape] = max(map(values, channels))
+    assert len(most) == 3
+    assert max(most.values()) <= CLUSTERS
+    control = tflite.read(whole.output / "baseline-int8.tflite").subgraphs[0]
+    (stem, *_) = (k for op in control.operators for k in control.kernels(op))
+    assert max(map(values, stem.data.reshape(8, -1))) > CLUSTERS
+
+
+def broken():
+    model = small("broken")
+    model.get_layer("stem").kernel.assign(np.full((3, 3, 2, 8), np.nan))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "section", "message"),
+    [
+        (
+            small,
+            {"clusters": 100},
+            r"2 kernels have fewer .*point/kernel \(64 weights\), head/kernel \(96",
+        ),
+        (small, {"per_channel": True}, r"point/kernel \(8 weights a channel\); skip them"),
+        (small, {"skip": ["no such"]}, "skip='no such' matches no kernel of model 'small'"),
+        (broken, {"clusters": 4}, "stem/kernel has NaN or infinite weights"),
+    ],
+)
+def test_what_cannot_be_clustered_is_refused_before_anything_is_written(
+    data, tmp_path, make, section, message
+):
+    recipe = Recipe.from_dict({"sparsity": {}, "clustering": section})
+    with pytest.raises(InputError, match=message):
+        compress(make(), data, recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
