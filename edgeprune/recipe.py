@@ -8,7 +8,7 @@ from typing import Any, Literal
 from edgeprune.errors import InputError
 from edgeprune.toml_data import build, format_value, read_toml
 
-Quantize = Literal["none", "float16", "dynamic", "int8", "int16x8"]
+Quantize = Literal["none", "float16", "dynamic", "int8", "int16x8", "int4"]
 Way = Literal["fine-tune", "during", "scratch-e", "scratch-b"]
 """How a structurally pruned model gets its weights; see `StructureSpec`."""
 Criterion = Literal[
@@ -181,7 +181,8 @@ class ExportSpec:
     """The .tflite file to write.
 
     Attributes:
-      quantize: ``none``, ``float16``, ``dynamic``, ``int8`` or ``int16x8``.
+      quantize: ``none``, ``float16``, ``dynamic``, ``int8``, ``int16x8`` or ``int4`` (weights
+        alone; LiteRT runs it, no other runtime).
       io: ``float`` or ``int8`` inputs and outputs.
       sparse: ``auto``, ``on`` or ``off``: sparse encoding of the weights.
       calibration_samples: how many training samples calibrate the activations' ranges.

@@ -174,6 +174,14 @@ def test_unknown_preset_names_the_presets():
         ("[quantization]\nepochs = 1", "int8 grid, but .export. quantize is 'none'"),
         ("[sparsity]\nrewrite_padding = 1", "rewrite_padding must be true or false; got 1"),
         (
+            "[export]\nquantize = 'int4'\nsparse = 'on'",
+            "sparse is 'on', but the weights of quantize 'int4' are never sparse-encoded",
+        ),
+        (
+            "[quantization]\n[export]\nquantize = 'int4'",
+            "trains on the int8 grid, but .export. quantize is 'int4'; set it to 'int8'",
+        ),
+        (
             "[export]\nquantize = 'int8'\nsparse = 'on'",
             "sparse is 'on', but the weights of quantize 'int8' are never sparse-encoded",
         ),

@@ -4,6 +4,7 @@ Three times the same question is put, as more is known: of the recipe alone, of 
 recipe will leave it, of the first file that was converted.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -22,11 +23,12 @@ MISREADS: dict[Backend, str] = {"tflm": "TFLite Micro", "vela": "Vela"}
 """Backends that take what is stored of sparse-encoded weights for all of them."""
 
 _CANNOT_QUANTIZE: dict[Backend, tuple[tuple[Quantize, ...], str]] = {
-    "tflm": (("float16", "dynamic"), "TFLite Micro has no kernels for such weights"),
-    "vela": (("none", "float16", "dynamic"), "the Ethos-U computes with integers alone"),
+    "tflm": (("float16", "dynamic", "int4"), "TFLite Micro has no kernels for such weights"),
+    "vela": (("none", "float16", "dynamic", "int4"), "the Ethos-U computes with integers alone"),
 }
+_NO_INT4 = "tflite-runtime has no kernels for int4 weights, LiteRT (ai-edge-litert) has"
 
-_WEIGHT_BYTES: dict[Quantize, int] = {"none": 4, "float16": 2}  # others: 1
+_WEIGHT_BYTES: dict[Quantize, float] = {"none": 4, "float16": 2, "int4": 0.5}  # others: 1
 _ACTIVATION_BYTES: dict[Quantize, int] = {"int8": 1, "int16x8": 2}  # others: 4
 _MOST_REASONS = 3
 
@@ -59,6 +61,8 @@ def check_recipe(recipe: Recipe, stated: frozenset[str], profiles: Sequence[Devi
 
 def cannot_quantize(quantize: Quantize, profile: DeviceProfile) -> str | None:
     """Say why a device does not run a model that is stored so; None where it does."""
+    if quantize == "int4" and profile.runtime == "tflite-runtime":
+        return _NO_INT4
     modes, why = _CANNOT_QUANTIZE.get(profile.backend, ((), ""))
     return why if quantize in modes else None
 
@@ -222,7 +226,7 @@ def _least_bytes(model: TfliteModel, recipe: Recipe) -> int:
         if _zeros_leave(recipe):
             sparsity = 0.0 if recipe.sparsity is None else recipe.sparsity.final_sparsity
             left -= max(kernel.zeros(), round(sparsity * kernel.entries))
-    return left * _WEIGHT_BYTES.get(recipe.export.quantize, 1)
+    return math.ceil(left * _WEIGHT_BYTES.get(recipe.export.quantize, 1))
 
 
 def _zeros_leave(recipe: Recipe) -> bool:

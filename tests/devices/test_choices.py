@@ -235,12 +235,23 @@ def test_the_recipe_wins(chosen, text, name, value, reason):
         ('sparse = "on"', (PI, NPU), "sparse is 'on', but ethos-u55-128 cannot take it: Vela"),
         ('quantize = "float16"', (M4,), "quantize is 'float16', but cortex-m4 cannot take it"),
         ('quantize = "dynamic"', (PI, NPU), "quantize is 'dynamic', but ethos-u55-128 cannot"),
+        ('quantize = "int4"', (M4,), "'int4', but cortex-m4 cannot take it: TFLite Micro has no"),
+        ('quantize = "int4"', (PI, NPU), "but ethos-u55-128 cannot take it: the Ethos-U computes"),
+        ('quantize = "int4"', (ARM,), "emulated-arm64 cannot take it: tflite-runtime has no ker"),
         ('quantize = "none"', (M4, NPU), "but ethos-u55-128 cannot take it: the Ethos-U computes"),
     ],
 )
 def test_contradictions_are_refused_by_name(chosen, text, devices, message):
     with pytest.raises(InputError, match=message):
         chosen("never eligible", f"[export]\n{text}", *devices)
+
+
+def test_int4_goes_where_litert_runs(chosen):
+    recipe, choices = chosen("never eligible", '[export]\nquantize = "int4"', PI)
+    assert recipe.export.quantize == "int4"
+    assert choices["quantize"].reason == "recipe; raspberry-pi-4 would take int8"
+    assert choices["sparse"].value == "off"
+    assert "no runtime runs int4 weights that are sparse" in choices["sparse"].reason
 
 
 def test_a_model_that_int8_does_not_take_has_no_use_for_an_accelerator(chosen):

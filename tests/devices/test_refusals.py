@@ -79,6 +79,7 @@ WEIGHTS = 16 * 64 + 64 * 32
         (INT8, WEIGHTS),
         (Recipe(export=ExportSpec(sparse="off")), 4 * WEIGHTS),
         (Recipe(export=ExportSpec(quantize="float16", sparse="off")), 2 * WEIGHTS),
+        (Recipe(export=ExportSpec(quantize="int4", sparse="off")), WEIGHTS // 2),
         # Zeros take room in int8, and none where they are sparse-encoded.
         (
             Recipe(

@@ -143,6 +143,18 @@ def test_a_killed_run_goes_on_where_it_was(task, whole, tmp_path):
     assert "quantization done: accuracy" in resumed.stderr
 
 
+def test_int4_weights_in_the_file(task, tmp_path):
+    from edgeprune.pipeline import compress
+    from edgeprune.recipe import ExportSpec, Recipe
+
+    recipe = Recipe(export=ExportSpec(quantize="int4"))
+    report = compress(task / "model.keras", task / "data.npz", recipe, tmp_path / "out")
+    assert [row.name for row in report.rows] == ["Keras baseline", "float baseline", "int4"]
+    weights = tflite.read(report.output / "model.tflite").weights()
+    assert {weight.dtype for weight in weights} == {"int4"}
+    assert report.rows[-1].score > 0.9
+
+
 def test_another_run_is_not_mixed_in(task, whole):
     from edgeprune.pipeline import compress
 
