@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeprune.comparison import compare_ways
     from edgeprune.devices.advice import Advice
     from edgeprune.devices.advise import advise
+    from edgeprune.devices.look_up_tables import look_up_tables
     from edgeprune.devices.run import benchmark
     from edgeprune.errors import EdgepruneError, InputError, UnsupportedError, VerificationError
     from edgeprune.export.artifact import Artifact
@@ -71,6 +72,7 @@ _HOMES = {
     "inspect": "export.inspect",
     "layer_drop": "structure.layerdrop",
     "load_model": "models",
+    "look_up_tables": "devices.look_up_tables",
     "make_sparse_eligible": "structure.eligible",
     "measure_sensitivity": "sensitivity.measure",
     "pack": "export.pack",
@@ -117,6 +119,7 @@ __all__ = [
     "inspect",
     "layer_drop",
     "load_model",
+    "look_up_tables",
     "make_sparse_eligible",
     "measure_sensitivity",
     "pack",

@@ -1,12 +1,20 @@
 """What a run of the flow ends with: a row for each of its models, and what each device said."""
 
 import json
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune.devices.choices import Choice
+from edgeprune.errors import UnsupportedError
 from edgeprune.targets import OnDevice
+
+_log = logging.getLogger(__name__)
+
+RESULT = "model.tflite"
+TABLES = "model.lut.tflite"
+"""The result with look-up tables."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,8 @@ class Row:
       bytes: of the file.
       gzip_bytes: of the file after gzip, level 9.
       sparsity: fraction of zeros in a Keras model's kernels, or counted in the .tflite.
-      latency_ms: measured median on this machine; None for a Keras file, which no device runs.
+      latency_ms: measured median on this machine; None for a Keras file, which no device runs, and
+        for one with look-up tables, which TFLite Micro alone runs.
       relative_latency: of the float baseline's, pair by pair in one interleaved run.
       parameters: of the Keras model that it is, or was converted from; counted, like `macs`, where
         the recipe changes them.
@@ -41,16 +50,44 @@ class Row:
     macs: int | None = None
 
 
+def with_tables(folder: Path, row: Row) -> tuple[list[Row], dict[str, Any]]:
+    """Write a run's result once more with look-up tables, and return its row and details.
+
+    There is no row where no table saves bytes: no reason to throw away what was trained. The
+    score is the same, since TFLite Micro computes the same of both, to the bit.
+
+    Args:
+      folder: of the run.
+      row: of the plain file.
+    """
+    from edgeprune.devices.look_up_tables import look_up_tables
+
+    try:
+        found = look_up_tables(folder / row.file, folder / TABLES)
+    except UnsupportedError as error:
+        _log.warning("no file with look-up tables: %s", error)
+        return [], {"look_up_tables": None}
+    name, sizes = f"{row.name}, look-up tables", (found.bytes, found.gzip_bytes)
+    return [replace(row, name=name, file=TABLES, bytes=sizes[0], gzip_bytes=sizes[1])], {
+        "look_up_tables": {
+            "file": TABLES,
+            "arena_bytes": found.arena_bytes,
+            "plain_arena_bytes": found.plain_arena_bytes,
+        }
+    }
+
+
 @dataclass(frozen=True)
 class CompressionReport:
     """Before and after, side by side.
 
     Attributes:
       output: the run's folder.
-      rows: the baseline first, the result last.
+      rows: the baseline first, the result last, or before it with look-up tables.
       stages: what each stage took and left: ``stage seconds score_name score sparsity parameters
         macs file``; where channels left, ``groups refused``; where weights were clustered,
-        ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`.
+        ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`; where asked for,
+        ``look_up_tables``.
       device_choices: what the devices named chose of the recipe; none without devices.
       devices: what the .tflite files do on each of them.
     """
@@ -60,6 +97,16 @@ class CompressionReport:
     stages: tuple[dict[str, Any], ...]
     device_choices: tuple[Choice, ...] = ()
     devices: tuple[OnDevice, ...] = ()
+
+    @property
+    def result(self) -> Row:
+        """The row of ``model.tflite``."""
+        return next(row for row in self.rows if row.file == RESULT)
+
+    @property
+    def tables(self) -> Row | None:
+        """The row of the same model with look-up tables, if there is one."""
+        return next((row for row in self.rows if row.file == TABLES), None)
 
     def to_json(self) -> str:
         """Return the report as one JSON document."""

@@ -15,7 +15,7 @@ import numpy as np
 from edgeprune.data import Dataset
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
-from edgeprune.outcome import CompressionReport, Row
+from edgeprune.outcome import RESULT, TABLES, CompressionReport, Row, with_tables
 from edgeprune.recipe import ClusteringSpec, Recipe, StructureSpec, load_stated
 from edgeprune.runs import RUN_FILE, RunFolder, identity_of, opened
 from edgeprune.samples import evenly_spaced
@@ -103,6 +103,10 @@ def _check(model: Any, recipe: Recipe) -> None:
         plan_sparse_eligible(model)
     if recipe.clustering is not None:
         _clustering_of(recipe.clustering).check(model)
+    if recipe.export.look_up_tables:
+        from edgeprune.devices import tflm
+
+        tflm.version()
 
 
 class _Run:
@@ -133,7 +137,7 @@ class _Run:
         quantize = recipe.export.quantize
         files = ["baseline.keras", "baseline.tflite", f"baseline-{quantize}.tflite"]
         files += ["structured.keras", "sparse.keras", "clustered.keras"]
-        files += ["quantized.keras", "model.tflite"]
+        files += ["quantized.keras", RESULT, TABLES]
         identity = {"kind": "compress", **identity_of(model, data, recipe), **targets.identity}
         self.folder = RunFolder(folder, identity, Row, files, [_BENCHMARK_FILE])
 
@@ -321,18 +325,24 @@ class _Run:
         name = " ".join(words) or "float"
         spec = self.recipe.export
         model = self._latest()
-        return [self._tflite_row(name, model, "model.tflite", spec.quantize, spec.sparse)]
+        row = self._tflite_row(name, model, RESULT, spec.quantize, spec.sparse)
+        if not spec.look_up_tables:
+            return [row]
+        tables, self.details = with_tables(self.folder.path, row)
+        return [row, *tables]
 
     def _benchmark(self) -> list[Row]:
         from edgeprune.devices.run import benchmark
 
-        runnable = [row for row in self.folder.rows if row.file.endswith(".tflite")]
+        listed = [row for row in self.folder.rows if row.file.endswith(".tflite")]
+        runnable = [row for row in listed if row.file != TABLES]
+        tables = self.folder.path / TABLES if len(runnable) < len(listed) else None
         files = [self.folder.path / row.file for row in runnable]
         measured = benchmark(files, quick=self.quick)
         with atomic_path(self.folder.path / _BENCHMARK_FILE) as path:
             path.write_text(measured.to_json(), encoding="utf-8")
         if self.targets.profiles:
-            found = self.targets.measure(files, measured, self.quick, self.progress)
+            found = self.targets.measure(files, tables, measured, self.quick, self.progress)
             self.details = {_DEVICES: to_records(found)}
         results = dict(zip((row.file for row in runnable), measured, strict=True))
         return [

@@ -186,12 +186,15 @@ class ExportSpec:
       io: ``float`` or ``int8`` inputs and outputs.
       sparse: ``auto``, ``on`` or ``off``: sparse encoding of the weights.
       calibration_samples: how many training samples calibrate the activations' ranges.
+      look_up_tables: of an int8 model also write a file for TFLite Micro, with few distinct
+        weights in look-up tables; see `edgeprune.look_up_tables`.
     """
 
     quantize: Quantize = "none"
     io: Literal["float", "int8"] = "float"
     sparse: Literal["auto", "on", "off"] = "auto"
     calibration_samples: int = 256
+    look_up_tables: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,11 @@ class Recipe:
             raise InputError(
                 "recipe: [quantization] would train the clusters of [clustering] apart again; "
                 "leave [quantization] out: export.quantize 'int8' keeps them without it"
+            )
+        if self.export.look_up_tables and self.export.quantize != "int8":
+            raise InputError(
+                "recipe: export.look_up_tables is for int8 weights, but quantize is "
+                f"'{self.export.quantize}'; set it to 'int8', or leave look_up_tables out"
             )
         if self.export.sparse == "on" and self.export.quantize not in ("none", "float16"):
             raise InputError(

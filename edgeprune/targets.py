@@ -31,9 +31,11 @@ class OnDevice:
     Attributes:
       device: its name.
       kind: whether its figures are ``measured``, ``simulated`` or ``predicted``.
-      fits: whether the run's result fits its memory; None where that is not known.
+      fits: whether the run's result fits its memory, with or without look-up tables; None where
+        that is not known.
       reason: why there are no figures; None where there are.
-      results: one for each model, the run's result last; empty where there are no figures.
+      results: one for each model, the run's result last, or before it with look-up tables; empty
+        where there are no figures.
     """
 
     device: str
@@ -47,15 +49,31 @@ class OnDevice:
         """Whether the result fits, and what it takes of each memory; or why that is not known."""
         if self.reason is not None:
             return f"no figures: {self.reason}" + "; does not fit" * (self.fits is False)
-        room = self.results[-1].details.get("room") or {}
+        rows = ends(self.results)
+        fits = [self.fits] if len(rows) == 1 else [row.details.get("fits") for row in rows]
+        return "; ".join(filter(None, map(self._fit, rows, fits)))
+
+    def _fit(self, row: ModelBenchmark, fits: bool | None) -> str:
+        room = row.details.get("room") or {}
         taken = ", ".join(
             f"{memory} {entry['limit_bytes'] - entry['spare_bytes']:,} of "
             f"{entry['limit_bytes']:,} bytes ({self.kind})"
             for memory, entry in room.items()
             if entry["spare_bytes"] is not None
         )
-        words = {None: "", True: "the result fits", False: "the result does not fit"}[self.fits]
+        name = "the result with look-up tables" if has_tables(row) else "the result"
+        words = {None: "", True: f"{name} fits", False: f"{name} does not fit"}[fits]
         return ": ".join(part for part in (words, taken) if part)
+
+
+def has_tables(row: ModelBenchmark) -> bool:
+    """Tell whether a row is of a file with look-up tables."""
+    return row.model.endswith(".lut.tflite")
+
+
+def ends(rows: Sequence[ModelBenchmark]) -> Sequence[ModelBenchmark]:
+    """Return the rows of a run's result: with look-up tables two, the plain one first."""
+    return rows[-2:] if rows and has_tables(rows[-1]) else rows[-1:]
 
 
 class Targets:
@@ -116,7 +134,12 @@ class Targets:
         check_file(file, recipe, self.profiles)
 
     def measure(
-        self, files: Sequence[Path], here: Benchmark, quick: bool, progress: Progress | None
+        self,
+        files: Sequence[Path],
+        tables: Path | None,
+        here: Benchmark,
+        quick: bool,
+        progress: Progress | None,
     ) -> list[OnDevice]:
         """Run the models on every device that can be reached, one device after the other.
 
@@ -124,6 +147,8 @@ class Targets:
 
         Args:
           files: .tflite files, the run's result last.
+          tables: the result with look-up tables, if there is one: what TFLite Micro runs in the
+            end.
           here: what they do on this machine.
           quick: little time for each.
           progress: called with (stage, fraction done, note).
@@ -134,15 +159,16 @@ class Targets:
         for name, profile, answer in zip(self._names, self.profiles, reached, strict=True):
             stage = f"on {profile.name}"
             tell(stage, 0.0, "")
+            runs = [*files, tables] if tables and profile.backend == "tflm" else list(files)
             reason = None if answer.reachable else answer.reason
             results: tuple[ModelBenchmark, ...] = ()
             if reason is None:
                 try:
-                    measured = here if name == HERE else benchmark(files, device=name, quick=quick)
+                    measured = here if name == HERE else benchmark(runs, device=name, quick=quick)
                     results = tuple(measured)
                 except EdgepruneError as error:
                     reason = str(error)
-            found.append(_on_device(profile, files[-1], results, reason))
+            found.append(_on_device(profile, runs[-1], results, reason))
             tell(stage, 1.0, found[-1].verdict)
         return found
 
@@ -150,7 +176,8 @@ class Targets:
 def _on_device(
     profile: DeviceProfile, result: Path, rows: tuple[ModelBenchmark, ...], reason: str | None
 ) -> OnDevice:
-    fits = rows[-1].details.get("fits") if rows else None
+    known = [fit for row in ends(rows) if (fit := row.details.get("fits")) is not None]
+    fits = any(known) if known else None
     if fits is None and over_flash(result, profile) is not None:
         fits = False
     return OnDevice(profile.name, profile.kind, fits, reason, rows)

@@ -178,6 +178,11 @@ def test_unknown_preset_names_the_presets():
             "sparse is 'on', but the weights of quantize 'int4' are never sparse-encoded",
         ),
         (
+            "[export]\nlook_up_tables = true\nquantize = 'int4'",
+            "look_up_tables is for int8 weights, but quantize is 'int4'; set it to 'int8', or",
+        ),
+        ("[export]\nlook_up_tables = 1", "look_up_tables must be true or false; got 1"),
+        (
             "[quantization]\n[export]\nquantize = 'int4'",
             "trains on the int8 grid, but .export. quantize is 'int4'; set it to 'int8'",
         ),

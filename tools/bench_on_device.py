@@ -182,9 +182,12 @@ class Runtime:
             )
         if "Select TensorFlow op" in text or "custom op" in text:
             node = re.search(r"Node number \d+ \((\w+)\)", text)
+            mend = "convert the model to builtin operators only"
+            if "TFLM_DECODE" in text:
+                mend = "TFLite Micro alone runs look-up tables, so give the plain file"
             return BenchError(
                 f"{path}: {self.name} {self.version} lacks operator {node[1] if node else text}; "
-                "convert the model to builtin operators only",
+                f"{mend}",
                 "unsupported",
             )
         newer = re.search(r"opcode '(\w+)' version '(\d+)'", text)

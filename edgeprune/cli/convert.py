@@ -1,6 +1,7 @@
 """`edgeprune convert`."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +11,7 @@ import click
 from edgeprune.cli.options import PATH, input_shape_option, json_option, unsafe_option
 
 if TYPE_CHECKING:
+    from edgeprune.devices.look_up_tables import LookUpTables
     from edgeprune.export.artifact import Artifact
 
 
@@ -132,6 +134,13 @@ def _several_modes(
     is_flag=True,
     help="Keep the channels that cannot change the output; they leave otherwise.",
 )
+@click.option(
+    "--look-up-tables",
+    "tables",
+    is_flag=True,
+    help="Also write OUTPUT.lut.tflite, for TFLite Micro alone: int8 weights of few distinct "
+    "values as indices into look-up tables (tflite-micro's LUT compression).",
+)
 @click.option("--no-verify", is_flag=True, help="Keep the file even if it was not compared.")
 @unsafe_option
 @json_option
@@ -150,6 +159,7 @@ def convert(
     allow_select_ops: bool,
     tolerance: float | None,
     keep_dead: bool,
+    tables: bool,
     no_verify: bool,
     unsafe: bool,
     as_json: bool,
@@ -159,13 +169,15 @@ def convert(
     MODEL is a .keras or .h5 file of Keras 3 or tf_keras, or a SavedModel folder. Pruning
     wrappers and quantization-aware layers are stripped first, and channels that cannot change
     the output leave. The result is run beside the Keras model; a file that computes something
-    else is not kept. Of a .tflite file only the dead channels leave; it takes no other option
-    than --no-verify.
+    else is not kept. Of a .tflite file only the dead channels leave; it takes no other options
+    than --no-verify and --look-up-tables.
     """
     if layers and quantize == "auto":
         raise click.UsageError(
             "--quantize auto tries modes for the whole model; leave out --quantize-layer"
         )
+    if tables:
+        _check_tables(model, "mixed" if layers else quantize)
     from edgeprune.export.convert import convert as run
     from edgeprune.report.progress import step_status
 
@@ -188,10 +200,39 @@ def convert(
             unsafe=unsafe,
             progress=status,
         )
+        made = _with_tables(artifact, status) if tables else None
     if as_json:
-        click.echo(json.dumps(_document(artifact), indent=2))
+        document = _document(artifact)
+        if made is not None:
+            document["look_up_tables"] = json.loads(made.to_json()) | {"path": str(made.path)}
+        click.echo(json.dumps(document, indent=2))
     else:
         click.echo(str(artifact))
+        if made is not None:
+            click.echo(f"\n{made}")
+
+
+def _check_tables(model: Path, quantize: str) -> None:
+    """Refuse look-up tables before any work is done for them."""
+    from edgeprune.devices import tflm
+    from edgeprune.errors import InputError
+
+    if model.suffix != ".tflite" and quantize != "int8":
+        raise InputError(
+            f"--look-up-tables are for int8 weights, got --quantize {quantize}; set it to int8"
+        )
+    tflm.version()
+
+
+def _with_tables(artifact: "Artifact", tell: Callable[[str], None]) -> "LookUpTables":
+    from edgeprune.devices.look_up_tables import look_up_tables
+    from edgeprune.errors import EdgepruneError
+
+    tell("look-up tables")
+    try:
+        return look_up_tables(artifact)
+    except EdgepruneError as error:
+        raise type(error)(f"{error} ({artifact.path} is whole)") from error
 
 
 def _document(artifact: "Artifact") -> dict[str, object]:

@@ -47,7 +47,8 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     click.echo("\nms: median latency of one inference, measured on this machine, 1 thread")
     if report.devices:
         _print_devices(report)
-    click.echo(f"Files: {report.output}/ (result: {report.rows[-1].file})")
+    tables = report.tables and f"; for TFLite Micro: {report.tables.file}"
+    click.echo(f"Files: {report.output}/ (result: {report.result.file}{tables or ''})")
 
 
 def _print_devices(report: "CompressionReport") -> None:

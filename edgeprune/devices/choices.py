@@ -5,13 +5,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from edgeprune.devices import techniques
 from edgeprune.devices.profile import DeviceProfile, Technique
 from edgeprune.devices.refusals import MISREADS, cannot_quantize, check_recipe
 from edgeprune.devices.subject import Subject, subject_of
-from edgeprune.devices.weight_bytes import clustered_bytes, int8_bytes
+from edgeprune.devices.weight_bytes import CLUSTERS, MOST_VALUES, clustered_bytes, int8_bytes
 from edgeprune.errors import EdgepruneError, UnsupportedError
 from edgeprune.recipe import Quantize, Recipe
 
@@ -57,8 +58,8 @@ def choose(
       profiles: of the devices, at least one.
 
     Returns:
-      The recipe to run, and each choice in it. Look-up tables are no part of a recipe yet: that
-      choice says what they would bring.
+      The recipe to run, and each choice in it. Weights are clustered only where the recipe says so;
+      where it does not, that choice says what look-up tables would bring.
 
     Raises:
       InputError: the recipe asks for what one of the devices cannot take.
@@ -76,7 +77,12 @@ def choose(
         deciding.look_up_tables(mode),
     )
     values: dict[str, Any] = {choice.name: choice.value for choice in found}
-    export = replace(recipe.export, quantize=values["quantize"], sparse=values["sparse"])
+    export = replace(
+        recipe.export,
+        quantize=values["quantize"],
+        sparse=values["sparse"],
+        look_up_tables=values["look_up_tables"],
+    )
     structure, sparsity = recipe.structure, recipe.sparsity
     if structure is not None:
         structure = replace(structure, round_to=values["round_to"])
@@ -213,27 +219,39 @@ class _Deciding:
         return Choice(name, wanted, reason, source)
 
     def look_up_tables(self, quantize: str) -> Choice:
-        """Say what tables of few distinct weights would bring.
-
-        `compress` has no stage that clusters weights; once it has, this is the place to turn it
-        on: the value then goes into the recipe as the others' do.
-        """
+        """Choose tables of few distinct weights, or say what they would bring."""
         name, source = "look_up_tables", self._source("rewards.weight_clustering")
+        value, reason = self._tables(quantize)
+        if "export.look_up_tables" in self._stated:
+            return self._by_recipe(name, self._recipe.export.look_up_tables, value, source)
+        return Choice(name, value, reason, source)
+
+    def _tables(self, quantize: str) -> tuple[bool, str]:
         tables = [profile for profile in self._profiles if profile.backend == "tflm"]
         if not tables:
-            return Choice(name, False, "only TFLite Micro reads them", source)
+            return False, "only TFLite Micro reads them"
         if not any("weight_clustering" in p.rewards.faster | p.rewards.smaller for p in tables):
-            return Choice(name, False, f"bring nothing on {_names(tables)}", source)
+            return False, f"bring nothing on {_names(tables)}"
         if quantize != "int8":
-            return Choice(name, False, "are for int8 weights", source)
-        before, after = int8_bytes(self._subject.tflite), clustered_bytes(self._subject.tflite)
+            return False, "are for int8 weights"
+        spec, model = self._recipe.clustering, self._subject.tflite
+        clusters = CLUSTERS if spec is None else spec.clusters
+        # Zeros of pruned weights are a value more.
+        values = clusters + (self._recipe.sparsity is not None)
+        if values > MOST_VALUES:
+            return False, f"hold {MOST_VALUES} values, zero among them, not {values}"
+        before, after = int8_bytes(model), clustered_bytes(model, values)
         if after >= before:
-            return Choice(name, False, "take no fewer bytes than the weights themselves", source)
-        why = (
-            f"would take the unpruned int8 model from {before:,} to {after:,} bytes on "
-            f"{_names(tables)}, but compress does not cluster weights yet"
+            return False, "take no fewer bytes than the weights themselves"
+        brings = (
+            f"the {'' if self._recipe.structure is None else 'unpruned '}int8 model from "
+            f"{before:,} to {after:,} bytes on {_names(tables)}"
         )
-        return Choice(name, False, why, source)
+        if spec is None:
+            return False, f"would take {brings}, once [clustering] in the recipe shares weights"
+        if find_spec("tflite_micro") is None:
+            return False, "tflite-micro is not installed; pip install 'edgeprune[mcu]'"
+        return True, f"take {brings}; where kernels are decoded, in the arena, it needs more"
 
     @cached_property
     def _sparse_inference(self) -> _SparseInference:

@@ -139,7 +139,9 @@ def check_file(path: Path, recipe: Recipe, profiles: Sequence[DeviceProfile]) ->
             problem = _in_vela(path, profile.reach)
         else:
             problem = None
-        if problem is None and not shrinks:
+        # Look-up tables save flash alone, and only where TFLite Micro reads them.
+        tables = recipe.export.look_up_tables and profile.backend == "tflm"
+        if problem is None and not shrinks and not tables:
             problem = over_flash(path, profile)
         if problem is not None:
             raise UnsupportedError(
@@ -195,12 +197,14 @@ def _too_large(subject: Subject, recipe: Recipe, profile: DeviceProfile) -> list
     quantize, limits, found = recipe.export.quantize, profile.limits, []
     if limits.flash_bytes is not None and profile.backend != "vela":
         needed = _least_bytes(subject.tflite, recipe)
+        how = quantize + ("" if _zeros_leave(recipe) else ", zeros included")
+        if recipe.export.look_up_tables and profile.backend == "tflm":
+            needed, how = math.ceil(needed / 8), "indices of one bit in look-up tables"
         if needed > limits.flash_bytes:
             found.append(
                 Reason(
-                    f"its weights alone take {needed:,} bytes ({quantize}"
-                    + ("" if _zeros_leave(recipe) else ", zeros included")
-                    + f"), more than the flash's {limits.flash_bytes:,}"
+                    f"its weights alone take {needed:,} bytes ({how}), more than the flash's "
+                    f"{limits.flash_bytes:,}"
                 )
             )
     graph, arena = subject.tflite.subgraphs[0], limits.largest_arena_bytes

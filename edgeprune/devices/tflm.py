@@ -137,16 +137,8 @@ def simulate(
     graph = read(path)
     if refusal := refusal_of_sparse(graph, "TFLite Micro"):
         return Simulation(lacking=tuple(unsupported_operators(graph)), failure=refusal)
-    # -P: what lies in the folder must not be imported in place of what is installed.
-    command = [sys.executable, "-P", "-m", "edgeprune.devices.tflm_worker", str(path)]
-    command += [str(samples), str(seconds), str(seed)]
-    ended = process.run(command, timeout_seconds)
-    said = _said(ended.output)
-    if "broken" in said:
-        raise UnsupportedError(
-            f"tflite-micro does not load ({said['broken']}); "
-            "pip install --force-reinstall 'edgeprune[mcu]'"
-        )
+    arguments = [str(path), str(samples), str(seconds), str(seed)]
+    said, ended = ask("edgeprune.devices.tflm_worker", arguments, timeout_seconds)
     arena = said.get("arena")
     found = Simulation(
         lacking=tuple(said.get("lacking", ())),
@@ -172,6 +164,25 @@ def simulate(
             raise EdgepruneError(f"TFLite Micro's process {ending(ended)}: {ended.said}")
         failure = f"TFLite Micro {ending(ended)} while {said['stage']}"
     return Simulation(**{**vars(found), "failure": failure})
+
+
+def ask(
+    module: str, arguments: Sequence[str], timeout_seconds: float
+) -> tuple[dict[str, Any], process.Ended]:
+    """Run a worker in a process of its own; return what it said, and how it ended.
+
+    Raises:
+      UnsupportedError: tflite-micro is broken.
+    """
+    # -P: what lies in the folder must not be imported in place of what is installed.
+    ended = process.run([sys.executable, "-P", "-m", module, *arguments], timeout_seconds)
+    said = _said(ended.output)
+    if "broken" in said:
+        raise UnsupportedError(
+            f"tflite-micro does not load ({said['broken']}); "
+            "pip install --force-reinstall 'edgeprune[mcu]'"
+        )
+    return said, ended
 
 
 def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> list[ModelBenchmark]:

@@ -340,41 +340,42 @@ def main(arguments: Sequence[str]) -> None:
     """Say, a line at a time: stage, lacking, refused, arena, comparison, incomparable."""
     path, samples, seconds, seed = arguments
     model = read(Path(path))
-    _say("stage", "loading TFLite Micro")
+    say("stage", "loading TFLite Micro")
     try:
         from tflite_micro.python.tflite_micro import runtime  # noqa: F401  # is it whole?
     except ImportError as error:
-        _say("broken", str(error).splitlines()[0])
+        say("broken", str(error).splitlines()[0])
         return
     try:
-        _say("stage", "looking up its operators")
+        say("stage", "looking up its operators")
         missing = lacking(operator_names(model))
-        _say("lacking", missing)
+        say("lacking", missing)
         if missing:
             return
-        _say("stage", "allocating its tensors")
+        say("stage", "allocating its tensors")
         interpreter, enough = start(model.content)
         used = allocations(interpreter)
         smallest = smallest_arena(model.content, used["total"], enough)
-        _say("arena", {"smallest": smallest, **used})
-        _say("stage", "running it")
+        say("arena", {"smallest": smallest, **used})
+        say("stage", "running it")
         graph = model.subgraphs[0]
         details = [interpreter.get_input_details(index) for index in range(len(graph.inputs))]
         invoke(interpreter, next(random_inputs(details, int(seed))), len(graph.outputs))
         # A kernel may have asked for more when it ran.
         used = allocations(interpreter)
-        _say("arena", {"smallest": max(smallest, used["total"]), **used})
+        say("arena", {"smallest": max(smallest, used["total"]), **used})
     except RefusedError as refusal:
-        _say("refused", str(refusal))
+        say("refused", str(refusal))
         return
     try:
         fresh, _ = start(model.content)  # without what the first run left in its state
-        _say("comparison", compare(model, fresh, int(samples), float(seconds), int(seed)))
+        say("comparison", compare(model, fresh, int(samples), float(seconds), int(seed)))
     except RefusedError as refusal:
-        _say("incomparable", str(refusal))
+        say("incomparable", str(refusal))
 
 
-def _say(key: str, value: Any) -> None:
+def say(key: str, value: Any) -> None:
+    """Print a finding as a JSON object on a line of its own."""
     print(json.dumps({key: value}), flush=True)
 
 

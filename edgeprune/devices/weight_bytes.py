@@ -25,7 +25,10 @@ _TABLE_BYTES = 44
 _DEQUANTIZE_BYTES = 104
 # As many values are what a 4-bit look-up table holds.
 CLUSTERS = 16
-_CLUSTER_BITS = 4
+# tflite-micro, compression/lut.py: indices into look-up tables have at most 7 bits.
+MOST_VALUES = 128
+# Two tensors more, an operator and the table's header: 224 to 240 bytes in converted models.
+TABLE_OVERHEAD_BYTES = 240
 
 
 def float_kernels(model: TfliteModel) -> list[Tensor]:
@@ -95,8 +98,18 @@ def prunable(model: TfliteModel) -> list[Tensor]:
     return list(found.values())
 
 
-def clustered_bytes(model: TfliteModel) -> int:
-    """Return the bytes of the int8 file with 16 values in each channel: 4 bits, and tables."""
+def table_bits(values: int) -> int:
+    """Return the bits of an index into a look-up table of so many values."""
+    return max(1, (values - 1).bit_length())
+
+
+def clustered_bytes(model: TfliteModel, values: int = CLUSTERS) -> int:
+    """Return the bytes of the int8 file with few values in each channel, in look-up tables.
+
+    Args:
+      model: as it is.
+      values: in each channel, zero among them.
+    """
     size = int8_bytes(model) if float_kernels(model) else len(model.content)
     counted: set[int] = set()
     for graph in model.subgraphs:
@@ -105,8 +118,8 @@ def clustered_bytes(model: TfliteModel) -> int:
                 if kernel.buffer in counted:
                     continue
                 counted.add(kernel.buffer)
-                table = CLUSTERS * _channels(operator.name, kernel)
-                packed = math.ceil(kernel.entries * _CLUSTER_BITS / 8) + table
+                table = values * _channels(operator.name, kernel)
+                packed = math.ceil(kernel.entries * table_bits(values) / 8) + table
                 size -= max(0, kernel.entries - packed)
     return size
 

@@ -232,7 +232,9 @@ class _Reader:
                     f"tensor '{name}' of {dtype} {list(shape)} takes {expected} bytes, "
                     f"its buffer holds {data.size}"
                 )
-        quantization = self._quantization(tensor.Quantization(), name, shape)
+        # tflite-micro's indices into look-up tables keep the scales of what they stand for.
+        encoded = dtype == "uint8" and len(shape) == 1
+        quantization = self._quantization(tensor.Quantization(), name, shape, encoded)
         if sparsity is not None and quantization is not None and quantization.zero_point.any():
             raise self._damaged(
                 f"sparse tensor '{name}' has a zero point, so what it omits is not 0"
@@ -240,7 +242,7 @@ class _Reader:
         return Tensor(index, name, shape, signature, dtype, quantization, sparsity, buffer, data)
 
     def _quantization(
-        self, parameters: Any, name: str, shape: tuple[int, ...]
+        self, parameters: Any, name: str, shape: tuple[int, ...], encoded: bool
     ) -> Quantization | None:
         scale = self._array(parameters.ScaleAsNumpy()) if parameters is not None else None
         if scale is None or not scale.size:
@@ -253,6 +255,8 @@ class _Reader:
         if scale.size != zero_point.size or (
             several and not (0 <= axis < len(shape) and scale.size == shape[axis])
         ):
+            if encoded:
+                return None
             raise self._damaged(f"tensor '{name}' has scales that do not fit its shape")
         return Quantization(scale, zero_point, axis)
 

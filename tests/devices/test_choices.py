@@ -266,16 +266,48 @@ def test_this_machine_decides_by_its_own_processor(chosen):
     assert chosen("eligible", "", "local")[0].export.quantize == expected
 
 
-def test_look_up_tables_are_said_to_be_left_out(chosen):
+def test_without_clustering_look_up_tables_are_said_to_be_left_out(chosen):
     # 64 x 64 weights: a byte each in int8; in tables 4 bits each and 16 bytes a channel.
-    _, choices = chosen("never eligible", "", M4)
+    recipe, choices = chosen("never eligible", "", M4)
     why = choices["look_up_tables"].reason
     before, after = (int(word.replace(",", "")) for word in why.split() if word[0].isdigit())
     assert before - after == 64 * 64 - (64 * 64 // 2 + 64 * 16)
-    assert choices["look_up_tables"].value is False
-    assert why.endswith("but compress does not cluster weights yet")
+    assert choices["look_up_tables"].value is recipe.export.look_up_tables is False
+    assert why.endswith("once [clustering] in the recipe shares weights")
     _, choices = chosen("never eligible", "", NPU)
     assert choices["look_up_tables"].reason == "only TFLite Micro reads them"
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "value", "reason"),
+    [
+        ("", (M4,), True, "take the int8 model from"),
+        ("", (PI, M4), True, "bytes on cortex-m4; where kernels are decoded, in the arena, it"),
+        ("[sparsity]\n", (M4,), True, "take the int8 model from"),
+        ("", (NPU,), False, "only TFLite Micro reads them"),
+        ('[export]\nquantize = "int16x8"\n', (M4,), False, "are for int8 weights"),
+        ("[export]\nlook_up_tables = false\n", (M4,), False, "recipe; cortex-m4 would take True"),
+        ('[export]\nlook_up_tables = true\nquantize = "int8"', (PI,), True, "recipe; raspberry"),
+    ],
+)
+def test_with_clustering_look_up_tables_are_chosen(chosen, text, devices, value, reason):
+    recipe, choices = chosen("never eligible", f"{text}\n[clustering]\nclusters = 3\n", *devices)
+    assert recipe.export.look_up_tables is choices["look_up_tables"].value is value
+    assert reason in choices["look_up_tables"].reason
+
+
+@pytest.mark.parametrize(("clusters", "bits"), [(3, 2), (4, 2), (15, 4), (16, 4), (17, 5)])
+def test_indices_are_as_long_as_the_values_need(chosen, clusters, bits):
+    why = chosen("never eligible", f"[clustering]\nclusters = {clusters}", M4)[1]
+    words = why["look_up_tables"].reason.split()
+    before, after = (int(word.replace(",", "")) for word in words if word[0].isdigit())
+    assert before - after == 64 * 64 - (64 * 64 * bits // 8 + 64 * clusters)
+
+
+def test_a_value_for_zero_comes_on_top_of_the_clusters(chosen):
+    pruned = chosen("never eligible", "[sparsity]\n[clustering]\nclusters = 128", M4)[1]
+    assert pruned["look_up_tables"].reason == "hold 128 values, zero among them, not 129"
+    assert not pruned["look_up_tables"].value
 
 
 def test_each_choice_has_the_profiles_source(chosen):

@@ -20,6 +20,7 @@ from edgeprune.recipe import (
 keras = import_keras()
 layers = keras.layers
 M4, NPU, PI = "cortex-m4", "ethos-u55-128", "raspberry-pi-4"
+TABLES = Recipe(export=ExportSpec(quantize="int8", sparse="off", look_up_tables=True))
 INT8 = Recipe(quantization=QuantizationSpec(), export=ExportSpec(quantize="int8", sparse="off"))
 
 
@@ -100,6 +101,14 @@ def test_weights_beyond_the_flash(tmp_path, recipe, needed):
         check_size(subject, recipe, small, lambda: subject)
 
 
+def test_look_up_tables_may_take_an_eighth_of_the_weights(tmp_path):
+    subject = subject_of(dense(64, 32))
+    check_size(subject, TABLES, board(tmp_path, f"flash_bytes = {WEIGHTS // 8}"), never)
+    small = board(tmp_path, f"flash_bytes = {WEIGHTS // 8 - 1}")
+    with pytest.raises(UnsupportedError, match=f"take {WEIGHTS // 8} bytes .indices of one bit"):
+        check_size(subject, TABLES, small, lambda: subject)
+
+
 def test_what_fits_once_channels_left_is_not_refused(tmp_path):
     subject, smaller = subject_of(dense(64, 32)), subject_of(dense(32, 32))
     recipe = Recipe(
@@ -173,6 +182,7 @@ def test_the_size_of_a_file_counts_where_nothing_will_leave_it(files, tmp_path):
         check_file(files["plain"], INT8, small)
     shrinking = Recipe(structure=StructureSpec(target_macs=0.5), export=INT8.export)
     check_file(files["plain"], shrinking, small)
+    check_file(files["plain"], TABLES, small)
     assert over_flash(files["plain"], exact[0]) is None
     assert over_flash(files["plain"], small[0]) is not None
 
@@ -181,5 +191,6 @@ def test_the_measured_arena_counts_too(files, tmp_path):
     # The two activations alone, 64 + 32 bytes, fit; TFLite Micro keeps more there.
     small = board(tmp_path, "arena_bytes = 512")
     check_size(subject_of(dense(64, 32)), INT8, small, never)
-    with pytest.raises(UnsupportedError, match=r"needs an arena of [\d,]+ bytes, and the largest"):
-        check_file(files["plain"], INT8, small)
+    for recipe in (INT8, TABLES):  # which take more of it
+        with pytest.raises(UnsupportedError, match=r"needs an arena of [\d,]+ bytes, and the larg"):
+            check_file(files["plain"], recipe, small)

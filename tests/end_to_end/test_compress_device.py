@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgeprune.cli import cli
+from edgeprune.cli.outcome import print_outcome
 from edgeprune.errors import InputError, UnsupportedError
 from edgeprune.export import tflite
 from edgeprune.export.sparse_inference import sparse_inference
@@ -255,6 +256,39 @@ def test_a_contradiction_is_refused_before_training(regression, tmp_path):
     with pytest.raises(InputError, match=r"sparse is 'on', but cortex-m4 cannot take it"):
         compress(model, regression, tmp_path / "recipe.toml", tmp_path / "out", device=M4)
     assert not Telltale.used
+
+
+def test_clustered_weights_go_into_look_up_tables_for_a_microcontroller(task, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[clustering]\nclusters = 3\nepochs = 1\n")
+    keras.utils.set_random_seed(1)
+    wide = keras.Sequential(
+        [keras.Input((12,)), layers.Dense(96, activation="relu"), layers.Dense(96), layers.Dense(3)]
+    )
+    wide.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    report = compress(wide, task / "data.npz", recipe, tmp_path / "out", device=[M4, "local"])
+    (choice,) = (one for one in report.device_choices if one.name == "look_up_tables")
+    assert choice.value is True
+    plain, tables = report.rows[-2:]
+    assert (plain, tables) == (report.result, report.tables)
+    assert (plain.file, tables.file) == ("model.tflite", "model.lut.tflite")
+    assert tables.name == "clustered int8, look-up tables"
+    assert tables.bytes == (report.output / tables.file).stat().st_size
+    assert tables.bytes < plain.bytes - 96 * 96 // 2
+    assert (tables.score, tables.sparsity, tables.latency_ms) == (plain.score, plain.sparsity, None)
+    assert plain.latency_ms > 0
+    m4, local = report.devices
+    assert [row.model for row in m4.results][-2:] == ["model.tflite", "model.lut.tflite"]
+    assert [row.model for row in local.results][-1] == "model.tflite"
+    told = report.stages[-2]["look_up_tables"]
+    assert m4.results[-1].arena_bytes == told["arena_bytes"] > told["plain_arena_bytes"]
+    assert m4.fits is True
+    assert f"the result fits: flash {plain.bytes:,} of" in m4.verdict
+    assert f"the result with look-up tables fits: flash {tables.bytes:,} of" in m4.verdict
+    print_outcome(report, False)
+    printed = capsys.readouterr().out
+    assert "(result: model.tflite; for TFLite Micro: model.lut.tflite)" in printed
+    assert "look_up_tables   yes" in printed
 
 
 def test_padding_is_rewritten_and_zeros_encoded_for_sparse_inference(tmp_path):
