@@ -24,12 +24,12 @@ from edgeprune.devices.weight_bytes import MOST_VALUES, TABLE_OVERHEAD_BYTES, ta
 from edgeprune.errors import InputError, UnsupportedError, VerificationError, listed
 from edgeprune.export.artifact import record_path
 from edgeprune.export.graph import Subgraph, Tensor, TfliteModel
+from edgeprune.export.micro import has_look_up_tables
 from edgeprune.export.tflite import read
 from edgeprune.files import atomic_paths, check_target
 from edgeprune.report.table import format_bytes
 
 SAMPLES = 8
-DECODE = "TFLM_DECODE"
 # Those whose weights may be decoded: tensorflow/lite/micro/docs/compression.md.
 _OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
@@ -216,7 +216,7 @@ def table_path(path: Path) -> Path:
 
 def _chosen(model: TfliteModel, path: Path) -> dict[tuple[int, int], TableKernel]:
     """Decide for each int8 kernel, by (subgraph, tensor), how it is stored."""
-    if any(op.name == DECODE for graph in model.subgraphs for op in graph.operators):
+    if has_look_up_tables(model):
         raise UnsupportedError(f"{path} has look-up tables already; give the plain file")
     found: dict[tuple[int, int], TableKernel] = {}
     for number, graph in enumerate(model.subgraphs):

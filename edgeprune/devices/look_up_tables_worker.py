@@ -24,9 +24,8 @@ from edgeprune.devices.tflm_worker import (
     smallest_arena,
     start,
 )
+from edgeprune.export.micro import DECODE
 from edgeprune.export.tflite import read
-
-DECODE = b"TFLM_DECODE"
 
 
 def compressed(content: bytes, kernels: Sequence[tuple[int, int, int, int | None]]) -> bytes:
@@ -71,7 +70,7 @@ def without_idle_scales(content: bytes, scratch: Path) -> bytes:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            if model.operatorCodes[operator.opcodeIndex].customCode == DECODE:
+            if model.operatorCodes[operator.opcodeIndex].customCode == DECODE.encode():
                 for index in operator.inputs[::2]:
                     graph.tensors[index].quantization = None
     builder = flatbuffers.Builder(0)

@@ -23,6 +23,13 @@ SignalFilterBankSpectralSubtraction SignalFilterBankSquareRoot SignalFramer Sign
 SignalOverlapAdd SignalPCAN SignalRfft SignalStacker SignalWindow
 """
 SUPPORTED_OPERATORS = frozenset(_OPERATORS.split())
+DECODE = "TFLM_DECODE"
+"""Puts weights together out of look-up tables; only TFLM has it."""
+
+
+def has_look_up_tables(model: TfliteModel) -> bool:
+    """Tell whether weights are in look-up tables."""
+    return any(op.name == DECODE for graph in model.subgraphs for op in graph.operators)
 
 
 def unsupported_operators(model: TfliteModel) -> list[str]:

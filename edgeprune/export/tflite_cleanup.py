@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import InputError, VerificationError
+from edgeprune.errors import InputError, UnsupportedError, VerificationError
 from edgeprune.export.artifact import Verification
 from edgeprune.export.dead_channels import remove_dead_channels_tflite
+from edgeprune.export.micro import has_look_up_tables
 from edgeprune.export.native import captured_stderr
+from edgeprune.export.tflite import read
 from edgeprune.modelfiles import first_line
 
 Array = npt.NDArray[Any]
@@ -50,12 +52,18 @@ def clean_file(path: Path) -> tuple[bytes, bytes, dict[str, Any]]:
 
     Raises:
       InputError: it cannot be read, or is not a whole .tflite model.
+      UnsupportedError: its weights are in look-up tables.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"model file {path} cannot be read: {error.strerror}") from error
     try:
+        if has_look_up_tables(read(content)):
+            raise UnsupportedError(
+                f"{path} has look-up tables, in which no dead channels can be found, and which "
+                "TFLite Micro alone runs; give the plain file"
+            )
         cleaned, report = remove_dead_channels_tflite(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 from edgeprune.cli import cli
 from edgeprune.devices import tflm
-from edgeprune.devices.look_up_tables import DECODE, check, look_up_tables, table_path
+from edgeprune.devices.look_up_tables import check, look_up_tables, table_path
 from edgeprune.devices.look_up_tables_worker import compressed
 from edgeprune.errors import InputError, UnsupportedError, VerificationError
 from edgeprune.export.convert import convert
+from edgeprune.export.micro import DECODE
 from edgeprune.export.tflite import read
 from edgeprune.models import import_keras
 
@@ -214,6 +215,13 @@ def test_the_command_refuses_before_and_after_the_conversion(folder, tmp_path):
     assert "no kernel has so few distinct values" in ran.output
     assert f"({tmp_path / 'm.tflite'} is whole)" in ran.output
     assert {path.name for path in tmp_path.iterdir()} == {"m.tflite", "m.tflite.json"}
+
+
+def test_convert_refuses_a_file_that_has_look_up_tables(made, tmp_path):
+    ran = command(made.path, "-o", tmp_path / "m.tflite", "--no-verify")
+    assert ran.exit_code == 1
+    assert "has look-up tables, in which no dead channels can be found" in ran.output
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
