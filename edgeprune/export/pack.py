@@ -28,8 +28,8 @@ class Packed:
       path: the packed file.
       bytes_before: of the .tflite file.
       bytes_after: of the packed file.
-      weights: how many numbers are in arrays that were coded by themselves.
-      bits_per_weight: what each of them takes, tables and dictionaries included; None without.
+      weights: how many the model has, as `inspect` counts them; zeros and int4 ones too.
+      bits_per_weight: of the whole packed file; None without weights.
       others: what other compressors make of the .tflite file, in bytes, if that was asked for.
       notes: what should be known of this file, a sentence each.
     """
@@ -45,12 +45,12 @@ class Packed:
     def __str__(self) -> str:
         lines = [
             f"{self.path}: {format_bytes(self.bytes_after)}, of {format_bytes(self.bytes_before)} "
-            f"({self.bytes_before / self.bytes_after:.2f} to 1)"
+            f"({self.bytes_after / self.bytes_before:.3f}x)"
         ]
         if self.bits_per_weight is not None:
-            lines.append(f"weights: {self.weights:,}, {self.bits_per_weight:.3f} bits each")
+            lines.append(f"{self.bits_per_weight:.3f} bits for each of {self.weights:,} weights")
         lines += [
-            f"{name}: {format_bytes(size)} ({size / self.bytes_after:.3f}x)"
+            f"{name}: {format_bytes(size)} ({size / self.bytes_before:.3f}x)"
             for name, size in self.others.items()
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -104,7 +104,7 @@ def pack(
       InputError: no such file, not a .tflite file, or `output` cannot be written.
     """
     source, target = Path(path), Path(output)
-    check_target(target)
+    _check_target(source, target)
     content = _read(source)
     if content[_IDENTIFIER] != b"TFL3":
         what = "is a packed model already" if content[:3] == container.MAGIC else "is none"
@@ -113,9 +113,11 @@ def pack(
         )
     notes: tuple[str, ...] = ()
     try:
-        spans = find_arrays(read(content))
+        model = read(content)
+        spans = find_arrays(model)
+        weights = sum(tensor.entries for tensor in model.weights())
     except InputError as error:
-        spans = []
+        spans, weights = [], 0
         notes = (f"its weights could not be found, so it was packed as mere bytes: {error}",)
     try:
         packed = container.write(content, spans)
@@ -130,8 +132,8 @@ def pack(
         target,
         len(content),
         len(packed.content),
-        packed.weights,
-        packed.weight_bits / packed.weights if packed.weights else None,
+        weights,
+        8 * len(packed.content) / weights if weights else None,
         _others(content) if compare else {},
         notes,
     )
@@ -152,7 +154,7 @@ def unpack(
         damaged in any way; or `output` cannot be written. Nothing is written then.
     """
     source, target = Path(path), Path(output)
-    check_target(target)
+    _check_target(source, target)
     start = _read(source, container.HEADER_BYTES)
     try:
         header = container.read_header(start)
@@ -170,6 +172,12 @@ def unpack(
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
     return Unpacked(target, header.packed_bytes, len(content))
+
+
+def _check_target(source: Path, target: Path) -> None:
+    check_target(target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"output {target} is the input itself; name another file")
 
 
 def _memory(source: Path, size: int) -> EdgepruneError:
