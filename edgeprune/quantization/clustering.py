@@ -9,15 +9,13 @@ from typing import Any, get_args
 import numpy as np
 
 from edgeprune import models
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, listed
 from edgeprune.quantization.clustering_held import HeldClusters
 from edgeprune.quantization.clustering_kmeans import Initial, cluster
 from edgeprune.quantization.tfmot import is_clusterer
 from edgeprune.steps.callback import HoldingCallback
 from edgeprune.steps.scope import Scope, Selector, several
 from edgeprune.steps.window import check_window, last_due, resolve_step
-
-_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -290,10 +288,8 @@ class WeightClustering(HoldingCallback[HeldClusters]):
             if (size := _sharing(kernel, self.per_channel)) < number
         ]
         if short:
-            more = len(short) - _NAMES_SHOWN
             raise InputError(
-                f"{len(short)} kernels have fewer weights than clusters: "
-                f"{', '.join(short[:_NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}; "
+                f"fewer weights than clusters: {listed(short)}; "
                 "skip them, or give them fewer by layers={name: clusters}"
             )
 
