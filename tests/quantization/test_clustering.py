@@ -372,7 +372,7 @@ def test_refuses(make, message):
         ),
         (
             lambda: WeightClustering(17, per_channel=True),
-            r"fewer weights than clusters: hidden/kernel \(16 weights a channel\), head/kernel \(16 weights a ch",
+            r"clusters: hidden/kernel \(16 weights a channel\), head/kernel \(16 weights a ch",
         ),
         (lambda: WeightClustering(skip="dense"), "skip='dense' matches no kernel"),
         (lambda: WeightClustering(skip="*"), "nothing to cluster in model"),
