@@ -145,6 +145,7 @@ def run(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
+@pytest.mark.slow
 def test_unsafe_allows_a_lambda(files, tmp_path):
     output = tmp_path / "m.tflite"
     ran = run("convert", files / "lambda.keras", "-o", output, "--unsafe")
@@ -167,6 +168,7 @@ def test_another_backend_says_how_to_go_on(files, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(files, tmp_path):
     # A limit on the size of files is what a full disk is to the process: write() fails.
     limited = (
@@ -189,6 +191,7 @@ def test_a_full_disk_leaves_nothing(files, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["compress", "benchmark"])
 def test_ctrl_c_ends_in_one_line(command, files, tmp_path):
     if command == "compress":

@@ -29,6 +29,7 @@ def run(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_table_plot_and_file(model, tmp_path):
     done = run(*QUICK, model, "--plot", tmp_path / "plot.svg", "-o", tmp_path / "run.json")
     assert done.exit_code == 0, done.output
@@ -41,6 +42,7 @@ def test_table_plot_and_file(model, tmp_path):
     assert [one["op"] for one in row["per_operator"]["operators"]] == ["FULLY_CONNECTED", "SOFTMAX"]
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed(model):
     done = run(*QUICK, model, "--json", "--device", "local", "--device", "cortex-m4")
     measured, simulated = json.loads(done.stdout)

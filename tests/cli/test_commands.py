@@ -118,6 +118,7 @@ def test_benchmark_prints_a_table_and_json(folder, converted):
     assert "local: measured with" in table.stdout
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_environment_sound():
     ran = run("doctor", "--json")
     assert ran.returncode == 0, ran.stdout

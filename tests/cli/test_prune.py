@@ -88,6 +88,7 @@ def prune(*arguments):
     return result
 
 
+@pytest.mark.slow
 def test_half_the_channels_leave_and_plain_keras_loads_the_rest(files, tmp_path):
     command = [sys.executable, "-m", "edgeprune", "prune", str(files / "model.keras")]
     command += ["--ratio", "0.5", "-o", str(tmp_path / "out.keras"), "--json"]

@@ -22,6 +22,8 @@ from edgeprune.devices.sandbox import MAKE, PYTHON, WHEELS, _move, find_sandbox,
 from edgeprune.devices.setup import set_up
 from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 
+pytestmark = pytest.mark.slow
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_arm64_sandbox.py"
 QUICK = RunOptions(min_seconds=0.05, min_runs=6, warmup_seconds=0)
 ONCE = RunOptions(min_seconds=0, min_runs=1, warmup_seconds=0)

@@ -368,6 +368,7 @@ def test_killed_outright_the_device_cleans_up(device, tiny_model, tmp_path):
     assert not running(device.folder)
 
 
+@pytest.mark.slow
 def test_one_failing_device_does_not_lose_the_other(device, tiny_model, tmp_path):
     good = device.profile(tmp_path, "good")
     bad = device.profile(tmp_path, "bad", python=python_that(tmp_path, "exit 3"))
@@ -386,6 +387,7 @@ def test_one_failing_device_does_not_lose_the_other(device, tiny_model, tmp_path
     assert second["latency_ms"]["runs"] >= 20
 
 
+@pytest.mark.slow
 def test_the_same_device_is_compared_with_before(device, tiny_model, tmp_path):
     profile = device.profile(tmp_path)
     old = tmp_path / "old.json"

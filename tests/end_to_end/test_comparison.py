@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from edgeprune.cli import cli
 from edgeprune.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 [training]
 batch_size = 32

@@ -117,6 +117,7 @@ def command(task, output, *options):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(task, whole, tmp_path):
     output = tmp_path / "out"
     process = subprocess.Popen(command(task, output), stderr=subprocess.PIPE, text=True)
@@ -189,6 +190,7 @@ def test_labels_beyond_the_outputs_are_refused_before_training(task, tmp_path):
         compress(task / "model.keras", tmp_path / "data.npz", "prune", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_tf_keras_model_goes_the_same_way(task, tmp_path):
     import tf_keras
 
@@ -233,6 +235,7 @@ def test_a_model_with_two_outputs_is_refused(task, tmp_path):
         compress(model, task / "data.npz", "prune", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_restart_removes_what_the_other_run_left(task, tmp_path):
     from edgeprune.pipeline import compress
 
@@ -245,6 +248,7 @@ def test_restart_removes_what_the_other_run_left(task, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "the user's own"
 
 
+@pytest.mark.slow
 def test_a_run_that_finished_nothing_is_no_hindrance(task, tmp_path):
     from edgeprune.pipeline import compress
 
@@ -284,6 +288,7 @@ def test_files_of_the_users_are_not_replaced(task, tmp_path):
     assert (tmp_path / "baseline.keras").read_bytes() == mine
 
 
+@pytest.mark.slow
 def test_a_tampered_record_removes_nothing_outside(task, whole, tmp_path):
     from edgeprune.pipeline import compress
 

@@ -70,6 +70,7 @@ def resumed(task, tmp_path_factory):
     return output, json.loads(ran.stdout), ran.stderr, command
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_round(resumed):
     _, report, told, _ = resumed
     assert "baseline ..." not in told
@@ -115,6 +116,7 @@ def test_the_table_shows_macs(resumed):
     assert last.split()[-2:] == ["480", "515"]
 
 
+@pytest.mark.slow
 def test_restart_removes_the_rounds_too(task, resumed, tmp_path):
     from edgeprune.pipeline import compress
 
@@ -151,6 +153,7 @@ def run(task, folder, text):
 STEPS = 7  # 216 samples in batches of 32
 
 
+@pytest.mark.slow
 def test_pruned_during_training(task, tmp_path):
     text = "[training]\nbatch_size = 32\n[structure]\ntarget_parameters = 0.5\nway = 'during'\n"
     report, steps = run(task, tmp_path, text + "rounds = 1\ndense_epochs = 8\n")
@@ -162,6 +165,7 @@ def test_pruned_during_training(task, tmp_path):
     assert report.rows[-1].score > 0.9
 
 
+@pytest.mark.slow
 def test_scratch_b_trains_longer_what_is_smaller(task, tmp_path):
     import keras
 

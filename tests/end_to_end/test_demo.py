@@ -9,6 +9,8 @@ import pytest
 
 from edgeprune.export import tflite
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
