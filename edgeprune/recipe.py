@@ -250,9 +250,14 @@ class Recipe:
     def from_dict(cls, document: dict[str, Any], source: str = "recipe") -> "Recipe":
         """Build a recipe from nested dicts as TOML gives them.
 
+        What trains on the int8 grid is exported as ``int8`` where ``export.quantize`` is not given.
+
         Raises:
           InputError: a key is unknown or its value has the wrong type; both are named.
         """
+        export = document.get("export", {})
+        if "quantization" in document and isinstance(export, dict):
+            document = {**document, "export": {"quantize": "int8", **export}}
         recipe: Recipe = build(cls, document, source)
         return recipe
 
@@ -300,7 +305,10 @@ def load_stated(recipe: Recipe | str | Path) -> tuple[Recipe, frozenset[str]]:
         )
     document = read_toml(path, "recipe")
     loaded = Recipe.from_dict(document, str(path))
-    return loaded, frozenset(f"{name}.{key}" for name in document for key in document[name])
+    stated = {f"{name}.{key}" for name in document for key in document[name]}
+    if loaded.quantization is not None:
+        stated.add("export.quantize")  # the grid that it trains on
+    return loaded, frozenset(stated)
 
 
 def _not_default(recipe: Recipe) -> frozenset[str]:

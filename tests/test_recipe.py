@@ -171,7 +171,10 @@ def test_unknown_preset_names_the_presets():
         ),
         ("[structure]\ntarget_macs = 0.5\nround_to = 0", "structure.round_to must be at least 1"),
         ("[training]\nlearning_rate = 0", "learning_rate must be above 0"),
-        ("[quantization]\nepochs = 1", "int8 grid, but .export. quantize is 'none'"),
+        (
+            "[quantization]\n[export]\nquantize = 'none'",
+            "int8 grid, but .export. quantize is 'none'",
+        ),
         ("[sparsity]\nrewrite_padding = 1", "rewrite_padding must be true or false; got 1"),
         (
             "[export]\nquantize = 'int4'\nsparse = 'on'",
@@ -206,6 +209,16 @@ def test_bad_recipe_is_refused_by_name(tmp_path, toml, message):
 def test_missing_recipe_file():
     with pytest.raises(InputError, match=r"absent\.toml does not exist"):
         Recipe.load("absent.toml")
+
+
+def test_what_trains_on_the_int8_grid_is_exported_as_int8(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("[quantization]\nepochs = 2\n[export]\nio = 'int8'\n")
+    recipe, stated = load_stated(path)
+    assert recipe.export == ExportSpec(quantize="int8", io="int8")
+    assert stated == {"quantization.epochs", "export.io", "export.quantize"}
+    path.write_text("[quantization]\n[export]\nquantize = 'int16x8'\n")
+    assert Recipe.load(path).export.quantize == "int16x8"
 
 
 def test_a_file_states_what_is_written_in_it(tmp_path):
