@@ -10,7 +10,8 @@ run found from its own rounds. Both hold what they are to with a chance of at le
 inequality), however the runs depend on each other. What differs between runs and does not move
 within one, such as where a model lies in memory, they cannot know. But a model whose file is the
 same in both results shows it: by the most that such a model of the same device and figure differs,
-the intervals of the others are widened. If there is none, a warning says so.
+the intervals of the others are widened, and its own verdict is that the runs differ. If there is
+none, a warning says so.
 """
 
 import math
@@ -22,9 +23,18 @@ from edgeprune.devices.measurement import Benchmark, ModelBenchmark, Table
 from edgeprune.report.table import Cell, Column
 
 Verdict = Literal[
-    "faster", "slower", "device faster", "device slower", "less", "more", "same", "not told apart"
+    "faster",
+    "slower",
+    "device faster",
+    "device slower",
+    "runs differ",
+    "less",
+    "more",
+    "same",
+    "not told apart",
 ]
 
+_RELATIVE = "relative latency"
 _COLUMNS = (
     Column("device"),
     Column("model"),
@@ -118,7 +128,7 @@ def _compared(
         and None not in (now.relative_latency, then.relative_latency)
     )
     if through_first:
-        figure, key = "relative latency", "relative_interval_975"
+        figure, key = _RELATIVE, "relative_interval_975"
         values = now.relative_latency, then.relative_latency
     elif now.typical_ms is not None and then.typical_ms is not None:
         figure, key = "latency ms", "latency_interval_975_ms"
@@ -156,9 +166,11 @@ def _judged(row: ModelBenchmark, rows: Sequence[ModelBenchmark]) -> ModelBenchma
         found["verdict"] = _verdict(found["figure"], found["ratio"], [found["ratio"]] * 2)
         return replace(row, compared=found)
     if found["same_file"]:
-        # It is the same model: whatever changed is the device, or chance.
-        verdict = _verdict(found["figure"], found["ratio"], found["interval"])
-        found["verdict"] = f"device {verdict}" if verdict in ("faster", "slower") else verdict
+        # It is the same model: whatever changed is the device, or what no run can know of itself.
+        found["verdict"] = _verdict(found["figure"], found["ratio"], found["interval"])
+        if found["verdict"] in ("faster", "slower"):
+            through_first = found["figure"] == _RELATIVE
+            found["verdict"] = "runs differ" if through_first else f"device {found['verdict']}"
         return replace(row, compared=found)
     controls = [
         abs(math.log(other.compared["ratio"]))
