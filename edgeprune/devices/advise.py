@@ -12,7 +12,6 @@ from edgeprune.devices.narrowing import structured_pruning
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.rows import refusal_of_sparse
 from edgeprune.devices.subject import Shapes, Subject, subject_of
-from edgeprune.export.micro import dtype_notes
 
 _RULES = {
     "int8": techniques.int8,
@@ -91,7 +90,6 @@ def _notes(subject: Subject, profile: DeviceProfile) -> tuple[str, ...]:
     notes = ["bytes are counted from the weights; the file's own tables vary by a few percent"]
     if profile.backend == "tflm":
         notes.append("flash holds the program too; the arena of a model shows in a benchmark")
-        notes += dtype_notes(subject.tflite)
     if profile.backend in ("tflm", "vela"):
         refusal = refusal_of_sparse(subject.tflite, profile.runtime)
         notes += [] if refusal is None else [refusal]

@@ -4,18 +4,19 @@ from edgeprune.devices.advice import Reason
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.subject import Subject
 from edgeprune.export.graph import Subgraph
-from edgeprune.export.micro import unsupported_operators
+from edgeprune.export.micro import dtype_notes, unsupported_operators
 
 _IN_PLACE = frozenset(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"))
 _SELECT = "Flex"
 
 
 def blockers(subject: Subject, profile: DeviceProfile) -> tuple[Reason, ...]:
-    """List the operators that the device lacks, or computes wrongly."""
+    """List the operators and dtypes of weights that the device lacks, or computes wrongly."""
     found: list[Reason] = []
     if profile.backend == "tflm":
         lacking = set(unsupported_operators(subject.tflite))
         found += _operators(subject, lacking, "has no kernel in TFLite Micro")
+        found += [Reason(note) for note in dtype_notes(subject.tflite)]
         found += loops(
             subject,
             "runs as a loop (WHILE), which TFLite Micro may compute wrongly; "

@@ -192,7 +192,8 @@ def test_tf_keras_models_get_advice_too():
 def test_files_that_microcontrollers_misread_are_noted(folder, tmp_path):
     half = tmp_path / "half.tflite"
     half.write_bytes(file_of(net(), quantize="float16"))
-    assert any("float16 weights" in note for note in advise(half, "cortex-m4").notes)
+    (blocker,) = advise(half, "cortex-m4").blockers
+    assert blocker.text == "float16 weights are not supported: convert with int8"
     assert "float16 already" in said(advise(half, ARM), "float16")
 
 
