@@ -144,6 +144,7 @@ def test_a_killed_run_goes_on_where_it_was(task, whole, tmp_path):
     assert "quantization done: accuracy" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_int4_weights_in_the_file(task, tmp_path):
     from edgeprune.pipeline import compress
     from edgeprune.recipe import ExportSpec, Recipe

@@ -9,6 +9,8 @@ from edgeprune.models import import_keras, kernels, load_model
 from edgeprune.pipeline import compress
 from edgeprune.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 keras = import_keras()
 layers = keras.layers
 CLUSTERS = 4

@@ -16,6 +16,8 @@ from edgeprune.outcome import CompressionReport
 from edgeprune.pipeline import compress
 from edgeprune.targets import from_records
 
+pytestmark = pytest.mark.slow
+
 keras = import_keras()
 layers = keras.layers
 M4, NPU, PI = "cortex-m4", "ethos-u55-128", "raspberry-pi-4"

@@ -176,6 +176,7 @@ def test_scratch_b_trains_longer_what_is_smaller(task, tmp_path):
     assert keras.saving.load_model(report.output / "structured.keras").layers[0].units == 32
 
 
+@pytest.mark.slow
 def test_pruning_without_training_keeps_the_largest_channels(task, tmp_path):
     import keras
 

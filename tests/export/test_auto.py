@@ -36,6 +36,7 @@ def by_mode(artifact):
     return {one.quantization: one for one in artifact.candidates}
 
 
+@pytest.mark.slow
 def test_the_smallest_within_the_drop_is_kept(task, tmp_path):
     model, x, y = task
     artifact = convert(
@@ -74,6 +75,7 @@ def test_without_labels_agreement_is_measured(task, tmp_path):
     assert "whose arg max is another" in str(artifact)
 
 
+@pytest.mark.slow
 def test_a_regression_is_measured_by_its_output(tmp_path):
     import keras
 

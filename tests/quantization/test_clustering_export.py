@@ -148,6 +148,7 @@ def test_models_clustered_by_tfmot_are_stripped_and_converted(tmp_path):
     wrapped.fit(x, rng.normal(size=(32, 5)), epochs=1, verbose=0)  # it can be trained on
 
 
+@pytest.mark.slow
 def test_layers_with_several_clustered_weights(tmp_path):
     layers = tf_keras.layers
     inputs = layers.Input((6, 4))

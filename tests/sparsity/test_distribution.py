@@ -46,6 +46,7 @@ print(json.dumps({"pruned": pruned, "preserved": zeros(model), "history": histor
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["keras", "tf_keras"])
 def test_mirrored_over_two_devices(flavour):
     done = subprocess.run([sys.executable, "-c", SCRIPT, flavour], capture_output=True, text=True)

@@ -47,6 +47,7 @@ def run(flavour, folder, out, kill_after):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["keras", "tf_keras"])
 def test_killed_and_resumed(flavour, tmp_path):
     whole, resumed = tmp_path / "whole.npz", tmp_path / "resumed.npz"

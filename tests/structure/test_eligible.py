@@ -88,6 +88,7 @@ def sparse_file(model):
     return read(encode_sparse(content, "on", lambda encoded: True)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [mobilenet_v1, mobilenet_v2])
 def test_xnnpack_takes_what_it_refused_before(build):
     model = pruned(build())

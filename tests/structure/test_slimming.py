@@ -42,6 +42,7 @@ def gammas(model):
 NEEDED, UNNEEDED = [2, 5], [0, 1, 3, 4, 6, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"run_eagerly": True}, {"jit_compile": True}])
 def test_scales_that_are_not_needed_go_to_zero(how):
     model = build()
