@@ -8,28 +8,12 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
+from svg import SVG, texts, widths
 
 from edgeprune.errors import InputError
 from edgeprune.report.plots import ChannelBar, ScoreBar, check_plot, plot_channels, plot_scores
 
-SVG = "{http://www.w3.org/2000/svg}"
 BEFORE, AFTER = "#d9dee4", "#0072b2"
-
-
-def texts(path):
-    """Every text in an .svg file, in the order it was drawn."""
-    return ["".join(element.itertext()) for element in ET.parse(path).iter(f"{SVG}text")]
-
-
-def widths(path, colour):
-    """Widths of the filled rectangles of a colour, top to bottom."""
-    found = []
-    for element in ET.parse(path).iter(f"{SVG}path"):
-        if f"fill: {colour}" in element.get("style", ""):
-            points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", element.get("d"))
-            across, down = zip(*[map(float, point) for point in points], strict=True)
-            found.append((min(across), min(down), max(across) - min(across)))
-    return [width for *_, width in sorted(found, key=lambda item: item[1])]
 
 
 def test_bars_are_as_long_as_there_are_channels(tmp_path):

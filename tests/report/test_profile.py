@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
+from svg import SVG, texts, widths
 
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.profiling import OperatorTime, profile_of
@@ -13,8 +14,12 @@ from edgeprune.errors import InputError
 from edgeprune.report.profile import layer_bars, plot_profiles, profile_notes, profile_tables
 from edgeprune.report.table import render
 
-SVG = "{http://www.w3.org/2000/svg}"
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#9aa2ab"
+
+
+def drawn(path, colour):
+    """Widths of the bars of a colour, without those that have none."""
+    return [width for width in widths(path, colour) if width > 0]
 
 
 class Names:
@@ -66,21 +71,6 @@ SMALL = profile(
     ("CONV_2D", "c", 12.0),
     whole=25.0,
 )
-
-
-def texts(path):
-    return ["".join(element.itertext()) for element in ET.parse(path).iter(f"{SVG}text")]
-
-
-def widths(path, colour):
-    """Widths of the filled rectangles of a colour, top to bottom, without the legend's."""
-    found = []
-    for element in ET.parse(path).iter(f"{SVG}path"):
-        if f"fill: {colour}" in element.get("style", ""):
-            points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", element.get("d"))
-            across, down = zip(*[map(float, point) for point in points], strict=True)
-            found.append((min(down), max(across) - min(across)))
-    return [width for _, width in sorted(found) if width > 0]
 
 
 def test_the_table_has_each_operator_the_sum_and_the_whole():
@@ -140,7 +130,7 @@ def test_notes_say_how_once_and_why_not():
 
 def test_bars_are_as_long_as_the_layers_take(tmp_path):
     plot_profiles([row(SMALL)], tmp_path / "plot.svg")
-    blue, orange = (widths(tmp_path / "plot.svg", colour) for colour in (BLUE, ORANGE))
+    blue, orange = (drawn(tmp_path / "plot.svg", colour) for colour in (BLUE, ORANGE))
     # The longest on top; `a` is of both kinds. The legend's patches are below.
     assert blue[1] == pytest.approx(blue[0] * 6 / 12, abs=0.05)
     assert orange[0] == pytest.approx(blue[0] * 2 / 12, abs=0.05)
@@ -184,7 +174,7 @@ def test_kinds_beyond_the_colours_share_one(tmp_path):
     assert "OP5" in shown
     assert "OP6" not in shown
     assert "other operators" in shown
-    assert len(widths(tmp_path / "plot.svg", GREY)) == 3 + 1  # and in the legend
+    assert len(drawn(tmp_path / "plot.svg", GREY)) == 3 + 1  # and in the legend
 
 
 def test_short_times_are_in_microseconds_and_kinds_do_not_share_axes(tmp_path):

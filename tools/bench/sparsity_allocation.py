@@ -18,10 +18,8 @@ tools/results/sparsity_allocation.json, task by task.
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from kept_results import keep
 from tasks import Task, build_lenet5, build_mlp, digits, glyphs, mnist1d, train
 
 import edgeprune as ep
 from edgeprune import models
-from edgeprune.files import atomic_path
 from edgeprune.training import plain_copy
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "sparsity_allocation.json"
@@ -105,21 +103,6 @@ def compare(name: str, seeds: int, epochs: int | None, pruning_epochs: int | Non
         "error_ratio": (1 - means["allocated"]) / max(1 - means["uniform"], 1e-9),
         "runs": runs,
     }
-
-
-def keep(results: Path, name: str, result: Any) -> None:
-    document = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    document[name] = {
-        **result,
-        "command": " ".join(["python", "tools/bench/sparsity_allocation.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "edgeprune": ep.__version__,
-    }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(results) as path:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def line(name: str, result: Any) -> str:

@@ -24,11 +24,9 @@ Results go to tools/results/structure_quality.json, part by part; other parts th
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -37,6 +35,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from kept_results import keep
 from tasks import (
     Task,
     build_keyword_transformer,
@@ -49,7 +48,6 @@ from tasks import (
 
 import edgeprune as ep
 from edgeprune.devices.lookup import load_profile
-from edgeprune.files import atomic_path
 from edgeprune.keras_macs import keras_macs
 from edgeprune.models import import_keras
 from edgeprune.training import plain_copy
@@ -233,22 +231,6 @@ def table(part: str, result: dict[str, Any]) -> str:
             f"{row['speedup']:.2f}x as fast"
         )
     return "\n".join(lines)
-
-
-def keep(results: Path, part: str, result: dict[str, Any]) -> None:
-    document = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    document[part] = {
-        **result,
-        "command": " ".join(["python", "tools/bench/structure_quality.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "edgeprune": ep.__version__,
-    }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(results) as path:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
