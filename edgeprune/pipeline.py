@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgeprune.devices.measurement import ModelBenchmark
     from edgeprune.export.encode import Sparse
     from edgeprune.quantization.clustering import WeightClustering
+
 _log = logging.getLogger(__name__)
 
 _BENCHMARK_FILE = "benchmark.json"
@@ -168,17 +169,16 @@ class _Run:
                 "stage": name,
                 "seconds": round(time.perf_counter() - started, 2),
             }
-            if name != "benchmark":
+            told = ""
+            if name != "benchmark":  # which makes the rows there are anew
                 keys = ("score_name", "score", "sparsity", "parameters", "macs", "file")
                 summary |= {key: getattr(rows[0], key) for key in keys}
-            summary |= self.details
-            self.details = {}
-            if name == "benchmark":
-                self.folder.finish(summary, rows)
-            else:
+                told = _in_words(rows[0])
                 between = name.startswith("structure ")  # a round before the last
-                self.folder.finish(summary, self.folder.rows + ([] if between else rows))
-            self._tell(name, 1.0, "" if name == "benchmark" else _in_words(rows[0]))
+                rows = self.folder.rows + ([] if between else rows)
+            self.folder.finish({**summary, **self.details}, rows)
+            self.details = {}
+            self._tell(name, 1.0, told)
         *stages, last = self.folder.stages
         return CompressionReport(
             self.folder.path,
@@ -313,17 +313,14 @@ class _Run:
         return [self._keras_row("int8 grid (Keras)", model, "quantized.keras")]
 
     def _export(self) -> list[Row]:
-        words: list[str] = (
-            [self.recipe.export.quantize] if self.recipe.export.quantize != "none" else []
-        )
-        if self.recipe.clustering is not None:
-            words.insert(0, "clustered")
-        if self.recipe.sparsity is not None:
-            words.insert(0, "pruned")
-        if self.recipe.structure is not None:
-            words.insert(0, "structured")
-        name = " ".join(words) or "float"
-        spec = self.recipe.export
+        recipe, spec = self.recipe, self.recipe.export
+        words = {
+            "structured": recipe.structure is not None,
+            "pruned": recipe.sparsity is not None,
+            "clustered": recipe.clustering is not None,
+            spec.quantize: spec.quantize != "none",
+        }
+        name = " ".join(word for word, said in words.items() if said) or "float"
         model = self._latest()
         row = self._tflite_row(name, model, RESULT, spec.quantize, spec.sparse)
         if not spec.look_up_tables:
