@@ -107,6 +107,15 @@ class HeldClusters:
         self._on.assign(True)
         self.on = True
 
+    def is_shared(self, index: int) -> bool:
+        """Tell whether all members of each of a kernel's clusters have one value, and zeros are."""
+        state, weights = self._state[index], self.kernels[index].variable.numpy().ravel()
+        indices = state.indices.numpy().ravel()
+        places = state.first + indices
+        values = np.zeros(state.counts.shape[0], weights.dtype)
+        values[places] = weights  # of one member of each cluster
+        return bool(np.array_equal(np.where(indices > 0, values[places], 0), weights))
+
     def drop_zeros(self) -> None:
         """Take members that were set to zero since the last step out of their clusters."""
         if not self.on or not self._seen().numpy():
