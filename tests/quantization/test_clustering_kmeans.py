@@ -85,6 +85,17 @@ def test_large_kernels_come_near_the_optimum():
     assert least <= error(values, cluster(one_channel(values), 8, "optimal")) < 1.002 * least
 
 
+def test_each_of_many_channels_comes_to_its_optimum():
+    import kmeans1d
+
+    values = np.random.default_rng(1).laplace(size=(64, 700))
+    channels = np.repeat(np.arange(64), 700)
+    found = cluster(Channels(values.ravel(), channels, 64), 40, "optimal")
+    for channel in (0, 63):
+        best = np.array(kmeans1d.cluster(values[channel], 40).centroids)
+        assert found.centroids[channel] == pytest.approx(best, abs=1e-12)
+
+
 def test_beginnings_by_hand():
     """One step away from where they end: 0, 1, 2 and 10 lie apart whatever the start."""
     values = [0, 0, 1, 1, 2, 2, 10, 10]
