@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.inputs import InputSpec, inputs_of
 from edgeprune.samples import (
     MAX_ITERATED_SAMPLES,
@@ -290,7 +290,7 @@ def check_source(source: Any) -> None:
     if path.suffix not in _FILES:
         module, _, function = str(source).partition(":")
         if not (module and function.isidentifier()):
-            raise InputError(
+            raise ArgumentError(
                 f"cannot load data from '{source}'; supported: .npz, .npy, module:function"
             )
     elif not path.is_file():

@@ -1,4 +1,8 @@
-"""The errors that edgeprune raises: each is one line that says what was got and what to do."""
+"""The errors that edgeprune raises: each is one line that says what was got and what to do.
+
+Arguments stand in backticks, `` `max_drop` `` or `` `quantize='auto'` ``, as they are called in
+Python. The command line puts its options in their place, so that there is one set of messages.
+"""
 
 from collections.abc import Sequence
 
@@ -11,6 +15,13 @@ class EdgepruneError(Exception):
 
 class InputError(EdgepruneError, ValueError):
     """What the caller gave (a file, an argument, data) cannot be used as it is."""
+
+
+class ArgumentError(InputError):
+    """An argument is wrong in itself or beside the others, whatever the files named hold.
+
+    The command line counts it as wrong usage.
+    """
 
 
 class UnsupportedError(EdgepruneError):

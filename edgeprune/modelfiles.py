@@ -188,8 +188,8 @@ def _refuse_code(entry: dict[str, Any], flavour: str, path: Path) -> None:
         layer = entry.get("name")
         raise InputError(
             f"{path} has a Lambda layer{f' {layer!r}' if layer else ''}, which carries Python "
-            "code that would be run; if you trust the file, pass --unsafe (unsafe=True in "
-            "Python), or replace the layer with a Keras one"
+            "code that would be run; if you trust the file, pass `unsafe=True`, "
+            "or replace the layer with a Keras one"
         )
     # Keras 3 restricts what it imports itself; tf_keras does not.
     module = entry.get("module")
@@ -198,7 +198,7 @@ def _refuse_code(entry: dict[str, Any], flavour: str, path: Path) -> None:
         if not _may_import(module, named, name == "function", entry.get("registered_name")):
             raise InputError(
                 f"{path} names '{module}.{named}', code that is not part of Keras and would be "
-                "run; if you trust the file, pass --unsafe (unsafe=True in Python)"
+                "run; if you trust the file, pass `unsafe=True`"
             )
 
 

@@ -244,7 +244,7 @@ def _load_error(path: Path, error: Exception) -> EdgepruneError:
     if "safe_mode" in text or "unsafe" in text:
         return InputError(
             f"{path} holds code that would be run ({first_line(error)}); if you trust the file, "
-            "pass --unsafe (unsafe=True in Python)"
+            "pass `unsafe=True`"
         )
     if "quantize_layer" in text and path.suffix == ".keras":
         return UnsupportedError(

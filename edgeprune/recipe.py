@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.toml_data import build, format_value, read_toml
 
 Quantize = Literal["none", "float16", "dynamic", "int8", "int16x8", "int4"]
@@ -299,7 +299,7 @@ def load_stated(recipe: Recipe | str | Path) -> tuple[Recipe, frozenset[str]]:
         return PRESETS[name], _not_default(PRESETS[name])
     path = Path(name)
     if path.suffix != ".toml":
-        raise InputError(
+        raise ArgumentError(
             f"unknown recipe '{name}'; the presets are {', '.join(PRESETS)}; "
             "a recipe of your own is a .toml file"
         )

@@ -130,7 +130,7 @@ class RunFolder(Generic[Row]):
             raise InputError(
                 f"{self.path} holds another run: its {' and '.join(changed)} "
                 f"{'differs' if len(changed) == 1 else 'differ'}; choose another folder, or "
-                "--restart to replace it"
+                "`restart=True` to replace it"
             )
         try:
             self.rows = [self._row_type(**row) for row in earlier["rows"]]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeprune.data import Dataset, check_source, load_training_data
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.files import check_target
 from edgeprune.models import load_model, save_model
 from edgeprune.recipe import BUDGETS, StructureSpec, TrainingSpec
@@ -61,10 +61,10 @@ def prune_file(
     spec.check(where="")
     if output is not None:
         if output.suffix not in (".keras", ".h5"):
-            raise InputError(f"cannot save a model as {output}; supported: .keras, .h5")
+            raise ArgumentError(f"cannot save a model as {output}; supported: .keras, .h5")
         check_target(output)
         if output.exists() and path.exists() and output.samefile(path):
-            raise InputError(f"{output} is the model to prune; name another file to write")
+            raise ArgumentError(f"{output} is the model to prune; name another file to write")
     if data is not None:
         check_source(data)
     model = load_model(path, unsafe=unsafe)

@@ -44,8 +44,8 @@ def with_inputs(model: Any, input_shape: Sequence[int] | Mapping[str, Any] | Non
     )
     if recorded is None:
         raise InputError(
-            f"model '{model.name}' ({type(model).__name__}) does not say what it takes; give the "
-            f"input shape (--input-shape, input_shape in Python), or {advice}"
+            f"model '{model.name}' ({type(model).__name__}) does not say what it takes; give "
+            f"`input_shape`, or {advice}"
         )
     try:
         inputs = each_input(

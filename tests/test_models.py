@@ -212,7 +212,7 @@ def test_lambda_layers_need_unsafe(flavours, tmp_path, name, suffix):
     model = small(keras, keras.layers.Lambda(lambda x: x * 2, name="twice"))
     path = tmp_path / f"lambda.{suffix}"
     model.save(path)
-    with pytest.raises(InputError, match=r"has a Lambda layer.*pass --unsafe"):
+    with pytest.raises(InputError, match=r"has a Lambda layer.*pass `unsafe=True`"):
         models.load_model(path)
     loaded = models.load_model(path, unsafe=True)
     x = np.ones((1, 4), np.float32)

@@ -270,7 +270,7 @@ def test_models_that_cannot_be_pruned_are_refused_before_any_work():
 
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, name="logits")])
     check_structure(model, spec())
-    with pytest.raises(InputError, match="skip='conv' matches no layer"):
+    with pytest.raises(InputError, match="skip='conv'` matches no layer"):
         check_structure(model, spec(skip=("conv",)))
     free = keras.Sequential([keras.Input((None, 3)), keras.layers.Conv1D(8, 3)])
     check_structure(free, StructureSpec(pruning_ratio=0.5))

@@ -1,8 +1,5 @@
 """`edgeprune advise`."""
 
-import shutil
-import sys
-import textwrap
 from pathlib import Path
 
 import click
@@ -36,13 +33,13 @@ def advise(
     from edgeprune.devices.advice import COLUMNS
     from edgeprune.devices.advise import advise as run
     from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
 
     advice = run(model, device, input_shape=input_shape, unsafe=unsafe)
     if as_json:
         click.echo(advice.to_json(), nl=False)
         return
     print_table(COLUMNS, advice.rows(), advice.title())
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    click.echo()
+    print_text()
     for line in advice.lines():
-        click.echo("\n".join(textwrap.wrap(line, width, subsequent_indent="  ")))
+        print_text(line)

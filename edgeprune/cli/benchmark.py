@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from edgeprune.cli.options import PATH, json_option
+from edgeprune.cli.options import PATH, Number, json_option
 
 
 @click.command()
@@ -29,7 +29,7 @@ from edgeprune.cli.options import PATH, json_option
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="When to give a device up; by default it follows from the time asked for.",
 )
@@ -82,6 +82,7 @@ def benchmark(
     from edgeprune.report.plots import check_plot
     from edgeprune.report.profile import plot_profiles, profile_notes, profile_tables
     from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
 
     if plot is not None and not profile:
         raise click.UsageError("--plot draws the profile; give --profile, too")
@@ -125,9 +126,9 @@ def benchmark(
                 click.echo()
             print_table(columns, rows, title)
         for note in (*results.notes, *(profile_notes(results) if profile else ())):
-            click.echo(f"note: {note}")
+            print_text(f"note: {note}")
     for name, reason in results.failures.items():
-        click.echo(f"Error: {name}: {reason}", err=True)
+        print_text(f"Error: {name}: {reason}", sys.stderr)
     if plot is not None:
         plot_profiles(results, plot)
     if results.failures:

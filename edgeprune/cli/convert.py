@@ -8,24 +8,26 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from edgeprune.cli.options import PATH, input_shape_option, json_option, unsafe_option
+from edgeprune.cli.options import (
+    FRACTION,
+    PATH,
+    Number,
+    input_shape_option,
+    json_option,
+    unsafe_option,
+)
 
 if TYPE_CHECKING:
     from edgeprune.devices.look_up_tables import LookUpTables
     from edgeprune.export.artifact import Artifact
 
 
-class _Batch(click.ParamType[object]):
-    name = "N|dynamic"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        if value == "dynamic" or isinstance(value, int):
-            return value
-        if isinstance(value, str) and value.isdecimal() and int(value) > 0:
-            return int(value)
-        return self.fail(f"{value!r} is not a whole number above 0 or 'dynamic'", param, ctx)
+def _batch(ctx: click.Context, param: click.Parameter, value: str) -> int | Literal["dynamic"]:
+    if value == "dynamic":
+        return "dynamic"
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not a whole number above 0 or 'dynamic'")
 
 
 _MODES = ("none", "float16", "dynamic", "int8", "int16x8", "int4")
@@ -86,7 +88,7 @@ def _several_modes(
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FRACTION,
     help="Of auto: how much accuracy may be lost, or agreement where there are no targets. "
     "[default: 0.01]",
 )
@@ -112,8 +114,9 @@ def _several_modes(
 )
 @click.option(
     "--batch",
-    type=_Batch(),
-    default=1,
+    metavar="N|dynamic",
+    callback=_batch,
+    default="1",
     show_default=True,
     help="Batch size to fix, or 'dynamic' to leave it free (slower).",
 )
@@ -125,7 +128,7 @@ def _several_modes(
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help="Largest rms error of the verification, in standard deviations of the outputs; in place "
     "of the mode's own, which also lets mere rounding pass.",
 )
@@ -180,6 +183,7 @@ def convert(
         _check_tables(model, "mixed" if layers else quantize)
     from edgeprune.export.convert import convert as run
     from edgeprune.report.progress import step_status
+    from edgeprune.report.text import print_text
 
     with step_status() as status:
         artifact = run(
@@ -207,18 +211,17 @@ def convert(
             document["look_up_tables"] = json.loads(made.to_json()) | {"path": str(made.path)}
         click.echo(json.dumps(document, indent=2))
     else:
-        click.echo(str(artifact))
+        print_text(str(artifact))
         if made is not None:
-            click.echo(f"\n{made}")
+            print_text(f"\n{made}")
 
 
 def _check_tables(model: Path, quantize: str) -> None:
     """Refuse look-up tables before any work is done for them."""
     from edgeprune.devices import tflm
-    from edgeprune.errors import InputError
 
     if model.suffix != ".tflite" and quantize != "int8":
-        raise InputError(
+        raise click.UsageError(
             f"--look-up-tables are for int8 weights, got --quantize {quantize}; set it to int8"
         )
     tflm.version()

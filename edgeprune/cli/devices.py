@@ -19,6 +19,7 @@ def devices(as_json: bool) -> None:
     from edgeprune.devices.lookup import list_profiles
     from edgeprune.devices.reachable import Reachability, probe
     from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
 
     listed = list_profiles()
     found = iter(probe([entry.profile for entry in listed if entry.profile is not None]))
@@ -42,19 +43,19 @@ def devices(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(records, indent=2))
         return
-    columns = {"device": "name", "figures": "kind", "backend": "backend"}
     rows = [
         (
-            *(record[key] for key in columns.values()),
+            record["name"],
+            record["kind"],
             "yes" if record["reachable"] else "no",
             record["description"],
         )
         for record in records
     ]
-    print_table([*columns, "reachable", "description"], rows)
+    print_table(["device", "figures", "reachable", "description"], rows)
     missing: dict[str, list[str]] = {}
     for record in records:
         if not record["reachable"]:
             missing.setdefault(record["reason"], []).append(record["name"])
     for reason, names in missing.items():
-        click.echo(f"\nnot reachable: {', '.join(names)}\n  {reason}")
+        print_text(f"\nnot reachable: {', '.join(names)}\n  {reason}")

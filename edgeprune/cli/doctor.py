@@ -32,6 +32,7 @@ def doctor(ctx: click.Context, device: str | None, wheels: Path | None, as_json:
     with a TFLite runtime, in ~/.cache/edgeprune/venv there, unless it has a runtime already.
     """
     from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
 
     if wheels is not None and device is None:
         raise click.UsageError("--wheels needs --device")
@@ -55,6 +56,6 @@ def doctor(ctx: click.Context, device: str | None, wheels: Path | None, as_json:
         print_table(["check", "state", "found"], rows)
         for check in checks:
             if check.mend:
-                click.echo(f"to mend {check.name}: {check.mend}")
+                print_text(f"to mend {check.name}: {check.mend}")
     if any(check.needed and not check.ok for check in checks):
         ctx.exit(1)

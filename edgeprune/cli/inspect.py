@@ -1,8 +1,5 @@
 """`edgeprune inspect`."""
 
-import shutil
-import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +67,7 @@ def _print_layers(model: Path, unsafe: bool, as_json: bool) -> None:
     from edgeprune.export.inspect import inspect as run
     from edgeprune.export.inspection import LAYER_COLUMNS
     from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
 
     inspection = run(model, unsafe=unsafe)
     if as_json:
@@ -77,21 +75,16 @@ def _print_layers(model: Path, unsafe: bool, as_json: bool) -> None:
         return
     print_table(LAYER_COLUMNS, inspection.rows())
     click.echo()
-    _print_wrapped(inspection.summary())
+    print_text(inspection.summary())
 
 
 def _print_sensitivity(found: "Sensitivity", as_json: bool) -> None:
     from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
 
     if as_json:
         click.echo(found.to_json(), nl=False)
         return
     print_table(found.columns, found.rows())
     click.echo()
-    _print_wrapped(found.summary())
-
-
-def _print_wrapped(text: str) -> None:
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    for line in text.splitlines():
-        click.echo("\n".join(textwrap.wrap(line, width, subsequent_indent="  ")))
+    print_text(found.summary())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprune.report.text import print_text
+
 if TYPE_CHECKING:
     from edgeprune.comparison import WayResult, WaysReport
     from edgeprune.outcome import CompressionReport
@@ -44,11 +46,11 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
         for row in report.rows
     ]
     print_table(columns, rows)
-    click.echo("\nms: median latency of one inference, measured on this machine, 1 thread")
+    print_text("\nms: median latency of one inference, measured on this machine, 1 thread")
     if report.devices:
         _print_devices(report)
     tables = report.tables and f"; for TFLite Micro: {report.tables.file}"
-    click.echo(f"Files: {report.output}/ (result: {report.result.file}{tables or ''})")
+    print_text(f"Files: {report.output}/ (result: {report.result.file}{tables or ''})")
 
 
 def _print_devices(report: "CompressionReport") -> None:
@@ -68,10 +70,10 @@ def _print_devices(report: "CompressionReport") -> None:
         print_table(columns, rows, title)
     click.echo()
     for note in measured.notes:
-        click.echo(f"note: {note}")
+        print_text(f"note: {note}")
     for entry in report.devices:
         if entry.verdict:
-            click.echo(f"{entry.device}: {entry.verdict}")
+            print_text(f"{entry.device}: {entry.verdict}")
 
 
 def _plain(value: str | int | bool | None) -> str | None:
@@ -114,14 +116,14 @@ def print_ways(report: "WaysReport", as_json: bool) -> None:
     ]
     print_table(columns, rows)
     seeds = len(report.seeds)
-    click.echo(
+    print_text(
         f"\n{report.score_name}: on the validation data, mean of {seeds} seed"
         f"{'' if seeds == 1 else 's'}; spread: standard deviation; difference: to the unpruned "
         "model of the same seed; compute: of all training, by that of the unpruned model"
     )
     for note in report.notes:
-        click.echo(note)
-    click.echo(f"Files: {report.output}/")
+        print_text(note)
+    print_text(f"Files: {report.output}/")
 
 
 def _difference(way: "WayResult", figure: Callable[[float], str]) -> str:
@@ -178,20 +180,20 @@ def print_pruned(figures: dict[str, Any], what: str, output: Path | None) -> Non
         print_table(["kept", "because"], kept)
         click.echo()
     for note in figures.get("notes", ()):
-        click.echo(f"Note: {note}")
+        print_text(f"Note: {note}")
     for name, key in (("parameters", "parameters"), ("MACs", "macs")):
         before, after = figures[f"{key}_before"], figures[f"{key}_after"]
         share = f" ({after / before:.3f}x)" if before and after is not None else ""
-        click.echo(
+        print_text(
             f"{name}: {format_cell(before, 'count')} -> {format_cell(after, 'count')}{share}"
         )
     if "score_name" in figures:
         before, after = figures["score_before"], figures["score_after"]
-        click.echo(
+        print_text(
             f"{figures['score_name']}: {before:.4g} -> {after:.4g} on validation data: "
             f"{figures['validation']}"
         )
-    click.echo("No model was written." if output is None else f"File: {output}")
+    print_text("No model was written." if output is None else f"File: {output}")
 
 
 def plot_groups(figures: dict[str, Any], what: str, path: Path) -> None:

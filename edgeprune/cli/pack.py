@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from edgeprune.cli.options import PATH, json_option
+from edgeprune.report.text import print_text
 
 
 @click.command()
@@ -21,7 +22,10 @@ def pack(model: Path, output: Path, compare: bool, as_json: bool) -> None:
     from edgeprune.export.pack import pack as run
 
     packed = run(model, output, compare=compare)
-    click.echo(packed.to_json() if as_json else str(packed))
+    if as_json:
+        click.echo(packed.to_json())
+    else:
+        print_text(str(packed))
 
 
 @click.command()
@@ -43,4 +47,7 @@ def unpack(packed: Path, output: Path, max_bytes: int, as_json: bool) -> None:
     from edgeprune.export.pack import unpack as run
 
     unpacked = run(packed, output, max_bytes=max_bytes)
-    click.echo(unpacked.to_json() if as_json else str(unpacked))
+    if as_json:
+        click.echo(unpacked.to_json())
+    else:
+        print_text(str(unpacked))

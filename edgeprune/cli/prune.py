@@ -1,21 +1,16 @@
 """`edgeprune prune`."""
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from edgeprune.cli.options import PATH, json_option, unsafe_option
+from edgeprune.cli.options import FRACTION, PATH, SHARE, Number, json_option, unsafe_option
 from edgeprune.cli.outcome import plot_groups, print_pruned
-from edgeprune.errors import EdgepruneError
 
-_UNMISTAKABLE = (
-    "pruning_ratio|target_macs|target_parameters|round_to|min_channels|max_ratio|learning_rate"
-)
+# As many as NumPy and Keras take.
+_MOST_SEED = 2**32 - 1
 
 
 @click.command()
@@ -27,11 +22,9 @@ _UNMISTAKABLE = (
     show_default=True,
     help="What leaves: channels, attention heads, or whole residual blocks and encoder layers.",
 )
-@click.option("--ratio", type=float, help="Fraction of them to remove, in [0, 1).")
-@click.option("--target-macs", type=float, help="Fraction of the MACs that may stay, in (0, 1].")
-@click.option(
-    "--target-parameters", type=float, help="Fraction of the parameters that may stay, in (0, 1]."
-)
+@click.option("--ratio", "pruning_ratio", type=FRACTION, help="Fraction of them to remove.")
+@click.option("--target-macs", type=SHARE, help="Fraction of the MACs that may stay.")
+@click.option("--target-parameters", type=SHARE, help="Fraction of the parameters that may stay.")
 @click.option(
     "--criterion",
     metavar="NAME",
@@ -48,20 +41,20 @@ _UNMISTAKABLE = (
 )
 @click.option(
     "--round-to",
-    type=int,
+    type=click.IntRange(min=1),
     help="Channels that stay come in multiples of this: odd numbers run slower.  [default: 8, or "
     "the device's]",
 )
 @click.option("--device", metavar="NAME", help="Take the multiple from this device's profile.")
 @click.option(
     "--min-channels",
-    type=int,
+    type=click.IntRange(min=1),
     default=1,
     show_default=True,
     help="How many stay in each layer at least.",
 )
 @click.option(
-    "--max-ratio", type=float, help="Largest fraction that a group may lose.  [default: 0.9]"
+    "--max-ratio", type=FRACTION, help="Largest fraction that a group may lose.  [default: 0.9]"
 )
 @click.option(
     "--skip",
@@ -85,8 +78,18 @@ _UNMISTAKABLE = (
     show_default=True,
     help="Prune in so many rounds, with fine-tuning after each.",
 )
-@click.option("--learning-rate", type=float, help="Of fine-tuning.  [default: as compiled]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of shuffling and 'random'.")
+@click.option(
+    "--learning-rate",
+    type=Number(min=0, min_open=True),
+    help="Of fine-tuning.  [default: as compiled]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, _MOST_SEED),
+    default=0,
+    show_default=True,
+    help="Of shuffling and 'random'.",
+)
 @click.option("-o", "--output", type=PATH, help="The .keras or .h5 file to write.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and neither train nor save a model.")
 @click.option("--plot", type=PATH, help="Draw what each group had and has, as a .png or .svg file.")
@@ -96,7 +99,7 @@ _UNMISTAKABLE = (
 def prune(
     ctx: click.Context,
     model: Path,
-    ratio: float | None,
+    pruning_ratio: float | None,
     target_macs: float | None,
     target_parameters: float | None,
     what: Literal["channels", "heads", "layers"],
@@ -125,7 +128,7 @@ def prune(
     followed through the model is kept, and listed with the reason.
     """
     budgets = {
-        "--ratio": ratio,
+        "--ratio": pruning_ratio,
         "--target-macs": target_macs,
         "--target-parameters": target_parameters,
     }
@@ -158,12 +161,12 @@ def prune(
 
     if device is not None:
         round_to = load_profile(device).channel_multiple
-    with _as_typed(), stage_progress() as progress:
+    with stage_progress() as progress:
         pruned = prune_file(
             model,
             None if dry_run else output,
             StructureSpec(
-                pruning_ratio=ratio,
+                pruning_ratio=pruning_ratio,
                 target_macs=target_macs,
                 target_parameters=target_parameters,
                 ranking=ranking,
@@ -189,30 +192,6 @@ def prune(
         click.echo(json.dumps({"output": saved, **pruned.figures}, indent=2))
     else:
         print_pruned(pruned.figures, what, None if dry_run else output)
-
-
-@contextmanager
-def _as_typed() -> Iterator[None]:
-    """Let errors name options as they are typed here, not as Python's arguments."""
-    try:
-        yield
-    except EdgepruneError as error:
-        text = str(error).replace("data=(x, y)", "--data")
-        text = re.sub(r", or a function \(.*?\) -> [^;]*", "", text)
-        # With a value behind it every name is an option, without one the unmistakable are.
-        text = re.sub(
-            rf"(?<![\w'/.-])({_UNMISTAKABLE}|criterion|ranking|skip)=",
-            lambda found: _option(found[1]) + " ",
-            text,
-        )
-        text = re.sub(
-            rf"(?<![\w'/.-])({_UNMISTAKABLE})(?!\w)", lambda found: _option(found[1]), text
-        )
-        raise type(error)(text) from error
-
-
-def _option(name: str) -> str:
-    return "--ratio" if name == "pruning_ratio" else f"--{name.replace('_', '-')}"
 
 
 def _check_applies(ctx: click.Context, what: str) -> None:

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from edgeprune.report.text import print_text
+
 
 @contextmanager
 def quiet_native_logs() -> Iterator[None]:
@@ -60,4 +62,4 @@ class _OneLine(logging.Handler):
             # "path:line: Category: message", then the line of code that raised it
             text = text.splitlines()[0].split(": ", 2)[-1]
         # Looked up now: a progress bar puts itself in the place of sys.stderr while it is shown.
-        print(f"Note: {text}", file=sys.stderr)
+        print_text(f"Note: {text}", sys.stderr)

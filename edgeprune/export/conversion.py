@@ -171,6 +171,6 @@ def _failed(verification: Verification, removed: int) -> str:
         f"{verification.max_abs_error:.3g} on {verification.samples} samples"
         + ("" if agreement is None else f", arg max the same on {agreement:.1%}")
         + f" (tolerance: {verification.tolerance}); no file was written. Try a finer quantization "
-        "or more typical calibration data; --tolerance or --no-verify accepts it"
-        + (f"; --keep-dead keeps the {removed:,} dead channels that were removed" * bool(removed))
+        "or more typical calibration data; `tolerance` or `verify=False` accepts it"
+        + (f"; `clean=False` keeps the {removed:,} dead channels that were removed" * bool(removed))
     )

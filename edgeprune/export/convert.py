@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgeprune import __version__, models
 from edgeprune.data import check_source, load_calibration, load_samples
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.export import auto, tflite
 from edgeprune.export.artifact import Artifact, Verification, record_path
 from edgeprune.export.candidates import Candidate
@@ -113,7 +113,7 @@ def convert(
             "input_shape": input_shape is not None,
             "io": io != "float",
             "sparse": sparse != "auto",
-            "--keep-dead (clean=False in Python)": not clean,
+            "clean=False": not clean,
             "tolerance": tolerance is not None,
             "allow_select_ops": allow_select_ops,
             "unsafe": unsafe,
@@ -243,25 +243,25 @@ def _check_arguments(
 ) -> None:
     used = (AUTO,) if quantize == AUTO else modes_of(quantize)
     if io not in ("float", "int8"):
-        raise InputError(f"unknown io '{io}'; supported: float, int8")
+        raise ArgumentError(f"unknown `io={io!r}`; supported: float, int8")
     if io == "int8" and quantize != "int8":
-        raise InputError(
-            f"io 'int8' goes with quantize 'int8', got {quantize!r}; set one or the other"
+        raise ArgumentError(
+            f"`io='int8'` goes with `quantize='int8'`, got {_told(quantize)}; set one or the other"
         )
     if sparse not in ("auto", "on", "off"):
-        raise InputError(f"unknown sparse encoding '{sparse}'; supported: auto, on, off")
+        raise ArgumentError(f"unknown `sparse={sparse!r}`; supported: auto, on, off")
     if tolerance is not None and not tolerance >= 0:
-        raise InputError(f"tolerance must be 0 or more, got {tolerance:g}")
+        raise ArgumentError(f"`tolerance` must be 0 or more, got {tolerance:g}")
     if output.suffix != ".tflite":
-        raise InputError(f"output {output} must end in .tflite")
+        raise ArgumentError(f"output {output} must end in .tflite")
     if isinstance(model, str | os.PathLike) and Path(model).resolve() == output.resolve():
-        raise InputError(f"output {output} is the model itself; name another file")
+        raise ArgumentError(f"output {output} is the model itself; name another file")
     needing = [mode for mode in used if mode in (*CALIBRATED, AUTO)]
     if needing and calibration is None:
-        raise InputError(
+        raise ArgumentError(
             f"{needing[0]} quantization needs calibration data, typical inputs that set the "
-            "activations' ranges; give an .npz, .npy or module:function (--calibration), or "
-            "arrays in Python"
+            "activations' ranges; give `calibration`: samples, or an .npz, .npy or module:function "
+            "that has them"
         )
     check_source(calibration)
     check_target(output)
@@ -271,14 +271,20 @@ def _check_arguments(
 def _check_auto(quantize: Quantize, max_drop: float | None, modes: Sequence[str] | None) -> None:
     if quantize != AUTO and (max_drop is not None or modes is not None):
         name = "max_drop" if max_drop is not None else "modes"
-        raise InputError(f"{name} is for quantize 'auto', got {quantize!r}; leave it out")
+        raise ArgumentError(
+            f"`{name}` is for `quantize='auto'`, got {_told(quantize)}; leave it out"
+        )
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise InputError(f"max_drop is a fraction in [0, 1), got {max_drop:g}")
+        raise ArgumentError(f"`max_drop` is a fraction in [0, 1), got {max_drop:g}")
     if modes is not None:
         if isinstance(modes, str) or not modes:
-            raise InputError(f"modes is a list of one mode or more, got {modes!r}")
+            raise ArgumentError(f"`modes` is a list of one mode or more, got {modes!r}")
         for mode in modes:
             modes_of(mode)
+
+
+def _told(quantize: Quantize) -> str:
+    return f"`quantize={quantize!r}`" if isinstance(quantize, str) else "a mode for each layer"
 
 
 def _program(

@@ -134,7 +134,7 @@ def _explained(error: Exception, log: str, quantize: str) -> Exception:
     if select:
         return UnsupportedError(
             f"the model has operators that TFLite lacks: {', '.join(select)}; replace them, or "
-            "pass --allow-select-ops if your runtime includes TensorFlow's (Flex) kernels"
+            "pass `allow_select_ops=True` if your runtime includes TensorFlow's (Flex) kernels"
         )
     if "gather index out of bounds" in text:
         return InputError(
@@ -149,7 +149,7 @@ def _explained(error: Exception, log: str, quantize: str) -> Exception:
             "sample reaches; use int8 or calibrate with other samples"
         )
     return UnsupportedError(
-        f"TensorFlow's converter failed ({first_line(error)}); try --quantize none, or report "
+        f"TensorFlow's converter failed ({first_line(error)}); try `quantize='none'`, or report "
         "the layer that it names"
     )
 

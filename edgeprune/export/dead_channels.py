@@ -175,8 +175,8 @@ def _unsuited(model: TfliteModel) -> str | None:
         return f"it has custom operators ({', '.join(custom)})"
     if any(tensor.sparsity is not None for tensor in graph.tensors):
         return (
-            "its weights are sparsely encoded; convert the Keras model again with --sparse off "
-            "(sparse='off' in Python), which leaves them out itself or gives a file to clean"
+            "its weights are sparsely encoded; convert the Keras model again without that, which "
+            "leaves them out itself or gives a file to clean"
         )
     # Damaged files claim shapes that no memory holds.
     if sum(tensor.shape[-1] for tensor in graph.tensors if tensor.shape) > _MAX_CHANNELS:

@@ -50,7 +50,7 @@ def encode_sparse(
     if encoded is None:
         if sparse == "on":
             raise UnsupportedError(
-                f"the weights cannot be encoded sparsely: {reason}; leave out --sparse on"
+                f"the weights cannot be encoded sparsely: {reason}; leave out `sparse='on'`"
             )
         return content, f"dense, as {reason}" if few else f"dense: {reason}"
     if sparse == "auto" and len(encoded) >= len(content):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgeprune import models
-from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
+from edgeprune.errors import ArgumentError, EdgepruneError, InputError, UnsupportedError
 from edgeprune.export import tflite
 from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph
 from edgeprune.export.layer_names import layer_of
@@ -47,13 +47,13 @@ def modes_of(quantize: Quantize) -> tuple[str, ...]:
     elif isinstance(quantize, Mapping) and quantize and all(isinstance(k, str) for k in quantize):
         modes = tuple(dict.fromkeys(quantize.values()))
     else:
-        raise InputError(
-            f"quantize is a mode or a mapping from layers to modes such as "
+        raise ArgumentError(
+            f"`quantize` is a mode or a mapping from layers to modes such as "
             f"{{'conv1': 'int8', '*': 'int4'}}; got {quantize!r}"
         )
     for mode in modes:
         if mode not in MODES:
-            raise InputError(f"unknown quantization {mode!r}; supported: {', '.join(MODES)}")
+            raise ArgumentError(f"unknown quantization {mode!r}; supported: {', '.join(MODES)}")
     return modes
 
 
@@ -143,14 +143,14 @@ def _modes_by_operator(graph: Subgraph, modes: Mapping[str, str], program: Progr
 def _unused(pattern: str, found: Mapping[str, None], names_of: Mapping[str, set[str]]) -> str:
     """Say why a pattern decides no operator's mode."""
     if any(_matches(name, pattern, names_of) for name in found):
-        why = "only layers that keys before it match; put it first"
+        why = "only layers that others before it match; put it first"
     elif any(_matches(name, pattern, names_of) for name in names_of):
         why = "only layers that are no operator of their own in the file"
     else:
         why = "no layer"
     shown = [name for name in found if name in names_of] or list(found)
     listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
-    return f"quantize: {pattern!r} matches {why}; the layers in the file are {listed}"
+    return f"{pattern!r} in the modes by layer matches {why}; the layers in the file are {listed}"
 
 
 def _matches(name: str, pattern: str, names_of: Mapping[str, set[str]]) -> bool:

@@ -217,7 +217,7 @@ def _fix(spec: InputSpec, batch: int | None, given: tuple[int, ...] | None) -> I
     if None in shape:
         raise InputError(
             f"input '{spec.name}' has samples of shape {shape_text(sample)} with free dimensions; "
-            f"fix them with --input-shape {_example(spec, sample)}"
+            f"fix them with `input_shape={_example(spec, sample)}`"
         )
     first = spec.shape[0]
     if first is not None and batch not in (1, None, first):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import InputError, UnsupportedError, VerificationError
+from edgeprune.errors import ArgumentError, InputError, UnsupportedError, VerificationError
 from edgeprune.export.artifact import Verification
 from edgeprune.export.dead_channels import remove_dead_channels_tflite
 from edgeprune.export.micro import has_look_up_tables
@@ -35,10 +35,10 @@ def check_options(path: Path, given: dict[str, bool]) -> None:
       given: option -> whether it was given.
 
     Raises:
-      InputError: one was.
+      ArgumentError: one was.
     """
-    if names := [name for name, was_given in given.items() if was_given]:
-        raise InputError(
+    if names := [f"`{name}`" for name, was_given in given.items() if was_given]:
+        raise ArgumentError(
             f"{path} is already a .tflite file, which takes no {', '.join(names)}; only its dead "
             "channels are removed. Give the Keras model it came from to convert it otherwise"
         )
@@ -132,7 +132,7 @@ def _loaded(content: bytes) -> Any:
         except (RuntimeError, ValueError) as error:
             raise VerificationError(
                 f"the interpreter refuses the file ({first_line(error)}), so that it cannot be "
-                "compared here; pass --no-verify to write it all the same"
+                "compared here; pass `verify=False` to write it all the same"
             ) from error
     return interpreter
 
@@ -144,7 +144,7 @@ def _run(interpreter: Any, inputs: list[Array]) -> list[Array]:
         interpreter.invoke()
     except RuntimeError as error:
         raise VerificationError(
-            f"the interpreter fails on random inputs ({first_line(error)}); pass --no-verify to "
+            f"the interpreter fails on random inputs ({first_line(error)}); pass `verify=False` to "
             "write the file all the same"
         ) from error
     return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]

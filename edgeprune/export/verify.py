@@ -48,7 +48,7 @@ class Interpreter:
             raise UnsupportedError(
                 f"the model uses select operators ({', '.join(flex)}), which the interpreters of "
                 "TensorFlow and LiteRT for Python cannot run, so it cannot be compared here; "
-                "pass --no-verify to write it all the same"
+                "pass `verify=False` to write it all the same"
             )
         with captured_stderr():
             try:
@@ -396,7 +396,7 @@ def reference(program: Program, samples: Sequence[Array]) -> dict[str, Array]:
             raise VerificationError(
                 f"the Keras model itself gives {bad} NaN or infinite values of {values.size} in "
                 f"output '{name}', so nothing can be compared; mend the model, or pass "
-                "--no-verify"
+                "`verify=False`"
             )
     return outputs
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import ArgumentError, UnsupportedError
 from edgeprune.files import atomic_path, check_target
 
 SUFFIXES = (".png", ".svg")
@@ -68,11 +68,12 @@ def check_plot(path: Path) -> None:
     """Refuse a plot that could not be drawn or written, before any work is done for it.
 
     Raises:
-      InputError: another suffix than .png or .svg, or the folder cannot be written.
+      ArgumentError: another suffix than .png or .svg.
+      InputError: the folder cannot be written.
       UnsupportedError: matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:
-        raise InputError(f"cannot draw a plot as {path}; supported: {', '.join(SUFFIXES)}")
+        raise ArgumentError(f"cannot draw a plot as {path}; supported: {', '.join(SUFFIXES)}")
     check_target(path)
     _matplotlib()
 

@@ -7,7 +7,7 @@ only here do they become text: bytes as KiB and MiB, a missing figure as a dash.
 import math
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -20,7 +20,9 @@ Cell = str | int | float | None
 MISSING = "-"
 _GAP = "  "
 _FIRST_STYLE = "cyan"
-_NARROWEST = 16  # places to which the first column may be folded before rows become blocks
+# Places to which a first column, and a last one of text, may be folded before rows become blocks.
+_NARROWEST = 16
+_NARROWEST_PROSE = 24
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ def print_table(
 ) -> None:
     """Print the table to `file` (standard output by default).
 
-    On a terminal: with colour (unless NO_COLOR is set), and where it is too narrow for the table,
-    each row as a block of its own instead of a crushed table. Elsewhere as `render` has it.
+    On a terminal: with colour (unless NO_COLOR is set), the first column, and the last if it is of
+    text, folded where the terminal is narrow, and where it is too narrow for that, each row as a
+    block of its own instead of a crushed table. Elsewhere as `render` has it.
     """
     file = file or sys.stdout
     if not file.isatty():
@@ -116,10 +119,13 @@ def print_table(
     console = Console(file=file, highlight=False)
     if title:
         console.print(Text(title + "\n", style="bold"))
-    first, *others = _widths(heads, cells)
-    needed = min(first, _NARROWEST) + sum(others) + len(_GAP) * len(others)
-    if needed < console.width:
-        console.print(_rich_table(heads, cells, right))
+    widths = _widths(heads, cells)
+    folded = {0: _NARROWEST}
+    if len(widths) > 1 and not right[-1]:
+        folded[len(widths) - 1] = _NARROWEST_PROSE
+    needed = sum(min(width, folded.get(at, width)) for at, width in enumerate(widths))
+    if needed + len(_GAP) * (len(widths) - 1) < console.width:
+        console.print(_rich_table(heads, cells, right, folded))
     else:
         console.print(_rich_blocks(heads, cells))
 
@@ -166,21 +172,24 @@ def _pad(text: str, width: int, on_right: bool) -> str:
     return space + text if on_right else text + space
 
 
-def _rich_table(heads: list[str], cells: list[list[str]], right: list[bool]) -> "Table":
+def _rich_table(
+    heads: list[str], cells: list[list[str]], right: list[bool], folded: Collection[int]
+) -> "Table":
     from rich import box
+    from rich.align import Align
     from rich.table import Table
     from rich.text import Text
 
     # One blank by this padding and one by the box: the two of _GAP.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for number, (head, on_right) in enumerate(zip(heads, right, strict=True)):
+        justify: Literal["left", "right"] = "right" if on_right else "left"
         table.add_column(
-            Text(head),
-            justify="right" if on_right else "left",
+            Align(Text(head), justify, vertical="bottom"),
+            justify=justify,
             style=_FIRST_STYLE if number == 0 else "",
             overflow="fold",
-            no_wrap=number > 0,
-            vertical="bottom",
+            no_wrap=number not in folded,
         )
     for row in cells:
         table.add_row(*map(_value, row))

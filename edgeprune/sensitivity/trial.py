@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.data import Samples, load_samples
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.export.program import Program, program_of
 from edgeprune.models import Kernel
 from edgeprune.samples import evenly_spaced
@@ -44,9 +44,9 @@ class Trial:
           InputError: the data cannot be loaded or do not fit the model.
         """
         if data is None:
-            raise InputError(
-                "sensitivity is measured on data; give an .npz, .npy or module:function (--data), "
-                "or arrays in Python: x, or (x, y)"
+            raise ArgumentError(
+                "sensitivity is measured on data; give `data`: samples, alone or with targets, or "
+                "an .npz, .npy or module:function that has them"
             )
         if samples < 1:
             raise InputError(f"samples must be at least 1, got {samples}")

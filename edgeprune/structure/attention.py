@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import ArgumentError, InputError, UnsupportedError
 from edgeprune.structure.evidence import evidence
 from edgeprune.structure.graph import ChannelGraph, channel_graph
 from edgeprune.structure.group import PruningGroup
@@ -196,8 +196,8 @@ def _attentive(model: Any) -> ChannelGraph:
     if not any(group.kind == "heads" for group in graph.groups):
         raise InputError(
             f"model '{model.name}' has no attention heads that are known; supported: "
-            "keras.layers.MultiHeadAttention and GroupQueryAttention; prune_channels prunes the "
-            "channels of other layers"
+            "keras.layers.MultiHeadAttention and GroupQueryAttention; of other layers prune the "
+            "channels"
         )
     return graph
 
@@ -212,9 +212,9 @@ def _request(
     if rest.get("pruning_ratio") is None:
         raise InputError("got neither pruning_ratio nor heads; give one of them")
     if not callable(criterion) and criterion not in _NAMES:
-        raise InputError(
-            f"criterion={criterion!r} is unknown for heads; supported: {', '.join(_NAMES)}, or a "
-            "function (group, model, data) -> one score a head"
+        raise ArgumentError(
+            f"`criterion={criterion!r}` is unknown for heads; supported: {', '.join(_NAMES)}; in "
+            "Python also a function (group, model, data) -> one score a head"
         )
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise InputError(f"samples={samples!r} is not a whole number from 1 on")

@@ -79,7 +79,7 @@ class Blocks:
         for pattern in [names] if isinstance(names, str) else names:
             matches = {at for at, block in enumerate(self.found) if block.answers_to(pattern)}
             if not matches:
-                raise InputError(f"{argument}={pattern!r} {self._missed(pattern)}")
+                raise InputError(f"`{argument}={pattern!r}` {self._missed(pattern)}")
             chosen |= matches
         return chosen
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeprune import models
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.keras_macs import keras_macs
 from edgeprune.rebuild import duplicate
 from edgeprune.report.table import Column, format_cell, render
@@ -199,7 +199,7 @@ def plan_layers(
             f"model '{model.name}' has no block that can leave"
             + (f" ('{more.layer}': {more.reason})" if more else "")
             + "; supported: residual branches and encoder layers, whose input is added to what "
-            "they compute; prune_channels makes other models smaller"
+            "they compute; of other models prune the channels"
         )
     free = [index for index in range(len(blocks.found)) if index not in skipped]
     notes: tuple[str, ...] = ()
@@ -312,13 +312,15 @@ def _check(
             "and names"
         )
     if ratio is not None and not 0 <= ratio < 1:
-        raise InputError(f"pruning_ratio={ratio} is outside [0, 1); it is a fraction, 0.5 for half")
+        raise ArgumentError(
+            f"`pruning_ratio={ratio}` is outside [0, 1); it is a fraction, 0.5 for half"
+        )
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
         raise InputError(f"count={count!r} is not a whole number from 0 on")
     if not callable(criterion) and criterion not in _NAMES:
-        raise InputError(
-            f"criterion={criterion!r} is unknown; supported: {', '.join(_NAMES)}, or a function "
-            "(block, model, data) -> its score"
+        raise ArgumentError(
+            f"`criterion={criterion!r}` is unknown; supported: {', '.join(_NAMES)}; in Python also "
+            "a function (block, model, data) -> its score"
         )
 
 

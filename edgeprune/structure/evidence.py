@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeprune import models
 from edgeprune.data import Dataset
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.inputs import inputs_of
 from edgeprune.modelfiles import first_line
 from edgeprune.rebuild import calls, is_container
@@ -233,7 +233,7 @@ class Evidence:
         """Return (targets, outputs) -> the loss on data alone, without regularization."""
         if self._y is None:
             raise InputError(
-                "this criterion needs targets, and the data have none: give data=(x, y); or take "
+                "this criterion needs targets, and the data have none: give `data` with y; or take "
                 "the criterion 'activation', which needs x alone"
             )
         from keras.src.trainers.compile_utils import CompileLoss
@@ -295,9 +295,9 @@ def evidence(model: Any, data: Any, criterion: str, kind: str) -> Evidence:
       InputError: there are no data, or they do not fit.
     """
     if data is None:
-        raise InputError(
-            f"criterion '{criterion}' needs data: give data=(x, y), or take one that needs none: "
-            f"{', '.join(_BY_WEIGHTS[kind])}"
+        raise ArgumentError(
+            f"`criterion='{criterion}'` needs `data`, x and y; give them, or take one that needs "
+            f"none: {', '.join(_BY_WEIGHTS[kind])}"
         )
     return data if isinstance(data, Evidence) else Evidence(model, data)
 

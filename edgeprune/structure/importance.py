@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.structure.group import PruningGroup, Role, Slice
 from edgeprune.structure.importance_data import activation, taylor, taylor_activation
 
@@ -178,9 +178,9 @@ def criterion_of(criterion: CriterionName | Criterion, seed: int = 0) -> Criteri
     if callable(criterion):
         return criterion
     if criterion not in _CRITERIA:
-        raise InputError(
-            f"criterion={criterion!r} is unknown; supported: {', '.join(_CRITERIA)}, or a function "
-            "(group, model, data) -> one score a channel"
+        raise ArgumentError(
+            f"`criterion={criterion!r}` is unknown; supported: {', '.join(_CRITERIA)}; in Python "
+            "also a function (group, model, data) -> one score a channel"
         )
     return partial(random, seed=seed) if criterion == "random" else _CRITERIA[criterion]
 

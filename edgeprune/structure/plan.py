@@ -233,8 +233,8 @@ def plan(
     macs = _counted(model)
     if request.target_macs is not None and macs.total is None:
         raise UnsupportedError(
-            f"target_macs needs the model's multiply-accumulates, which are not known: "
-            f"{macs.reason}; or give target_parameters or pruning_ratio instead"
+            "`target_macs` needs the model's multiply-accumulates, which are not known: "
+            f"{macs.reason}; or give `target_parameters` or `pruning_ratio` instead"
         )
     data = request.data
     if data is not None:

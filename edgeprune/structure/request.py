@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError
 from edgeprune.structure.importance import Criterion, CriterionName, criterion_of
 from edgeprune.structure.scope import Selector
 from edgeprune.structure.selection import Limits, Ranking
@@ -49,44 +49,44 @@ class PruningRequest:
             if getattr(self, name) is not None
         }
         if len(budgets) != 1:
-            raise InputError(
-                f"got {' and '.join(budgets) or 'no budget'}; give exactly one of pruning_ratio, "
-                "target_macs and target_parameters"
+            raise ArgumentError(
+                f"got {' and '.join(budgets) or 'no budget'}; give exactly one of `pruning_ratio`, "
+                "`target_macs` and `target_parameters`"
             )
         for name, value in budgets.items():
             if name == "pruning_ratio":
                 _check_ratio(value, name)
             elif not _is_number(value) or not 0 < value <= 1:
-                raise InputError(
-                    f"{name}={value!r} is outside (0, 1]; it is the fraction that may stay, "
+                raise ArgumentError(
+                    f"`{name}={value!r}` is outside (0, 1]; it is the fraction that may stay, "
                     "0.5 for half"
                 )
         criterion_of(self.criterion)
         if self.ranking not in get_args(Ranking):
-            raise InputError(
-                f"ranking={self.ranking!r} is unknown; supported: {', '.join(get_args(Ranking))}"
+            raise ArgumentError(
+                f"`ranking={self.ranking!r}` is unknown; supported: {', '.join(get_args(Ranking))}"
             )
         for name in ("round_to", "min_channels", "batches", "batch_size"):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(f"{name}={count!r} is not a whole number from 1 on")
+                raise ArgumentError(f"`{name}={count!r}` is not a whole number from 1 on")
         if self.max_ratio is not None:
             _check_ratio(self.max_ratio, "max_ratio")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed={self.seed!r} is not a whole number from 0 on")
+            raise ArgumentError(f"`seed={self.seed!r}` is not a whole number from 0 on")
         if not isinstance(self.skip, _SELECTOR) and not (
             isinstance(self.skip, Collection)
             and all(isinstance(selector, _SELECTOR) for selector in self.skip)
         ):
-            raise InputError(
-                f"skip={self.skip!r} names no layers; give {_SELECTORS}, or a list of these"
+            raise ArgumentError(
+                f"`skip={self.skip!r}` names no layers; give {_SELECTORS}, or a list of these"
             )
         if self.ratios is not None and not (
             isinstance(self.ratios, Mapping)
             and all(isinstance(selector, _SELECTOR) for selector in self.ratios)
         ):
-            raise InputError(
-                f"ratios={self.ratios!r} is unknown; give a dict from {_SELECTORS} to its ratio"
+            raise ArgumentError(
+                f"`ratios={self.ratios!r}` is unknown; give a dict from {_SELECTORS} to its ratio"
             )
         for selector, ratio in (self.ratios or {}).items():
             _check_ratio(ratio, f"ratios[{getattr(selector, '__name__', selector)!r}]")
@@ -111,4 +111,4 @@ def _is_number(value: object) -> bool:
 
 def _check_ratio(ratio: Any, name: str) -> None:
     if not _is_number(ratio) or not 0 <= ratio < 1:
-        raise InputError(f"{name}={ratio!r} is outside [0, 1); it is a fraction, 0.5 for half")
+        raise ArgumentError(f"`{name}={ratio!r}` is outside [0, 1); it is a fraction, 0.5 for half")

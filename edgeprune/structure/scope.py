@@ -26,7 +26,7 @@ def selected(
     shown = getattr(selector, "__name__", selector)
     if not paths:
         raise InputError(
-            f"{argument}={shown!r} matches no layer of model '{model.name}'; its layers are "
+            f"`{argument}={shown!r}` matches no layer of model '{model.name}'; its layers are "
             f"{listed([path for path, _ in layers(model)])}"
         )
     found = [
@@ -36,7 +36,7 @@ def selected(
     ]
     if not found:
         raise InputError(
-            f"{argument}={shown!r} matches no layer with channels of its own in model "
+            f"`{argument}={shown!r}` matches no layer with channels of its own in model "
             f"'{model.name}'; name the layer that makes them, such as a convolution"
         )
     return found

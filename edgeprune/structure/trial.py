@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune import models
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError, InputError
 from edgeprune.modelfiles import first_line
 from edgeprune.rebuild import duplicate
 from edgeprune.structure.blocks import Block
@@ -45,13 +45,15 @@ def by_loss(
       InputError: there are no data, or no finite loss on them.
     """
     if data is None:
-        raise InputError(
-            "criterion 'loss' needs data: give data=(x, y), or take one that needs none: "
+        raise ArgumentError(
+            "`criterion='loss'` needs `data`, x and y; give them, or take one that needs none: "
             "position, last, magnitude"
         )
     evidence = Evidence(model, data, batches, batch_size)
     if next(iter(evidence))[1] is None:
-        raise InputError("criterion 'loss' needs targets, and the data have none: give data=(x, y)")
+        raise InputError(
+            "`criterion='loss'` needs targets, and the data have none: give `data` with y"
+        )
     trial = _Trial(model, blocks, evidence)
     scores = [trial.loss({index}) for index in range(len(blocks))]
     if not greedy:

@@ -56,10 +56,10 @@ CASES = {
     "broken tflite": (["convert", "{f}/broken.tflite", "-o", "{out}/m.tflite"], 1, "broken.tflite"),
     "options of a tflite": (
         ["convert", "{f}/broken.tflite", "-o", "{out}/m.tflite", "--keep-dead", "--batch", "2"],
-        1,
-        "takes no batch, --keep-dead (clean=False in Python);",
+        2,
+        "takes no --batch, --keep-dead;",
     ),
-    "no calibration": ([*CONVERT, "--quantize", "int8"], 1, "calibration"),
+    "no calibration": ([*CONVERT, "--quantize", "int8"], 2, "give --calibration"),
     "calibration shape": (
         [*CONVERT, "--quantize", "int8", "--calibration", "{f}/wide.npz"],
         1,
@@ -88,13 +88,52 @@ CASES = {
     "unknown mode": ([*CONVERT, "--quantize", "int3"], 2, "'int3' is not one of"),
     "no output": (["convert", "{f}/model.keras"], 2, "Missing option '-o'"),
     "batch of none": ([*CONVERT, "--batch", "0"], 2, "'dynamic'"),
+    "drop without auto": (
+        [*CONVERT, "--max-drop", "0.1"],
+        2,
+        "--max-drop is for --quantize auto, got --quantize none; leave it out",
+    ),
+    "modes without auto": (
+        [*CONVERT, "--quantize", "float16", "--modes", "int8"],
+        2,
+        "--modes is for --quantize auto, got --quantize float16",
+    ),
+    "drop of nothing": (
+        [*CONVERT, "--quantize", "auto", "--max-drop", "nan"],
+        2,
+        "'--max-drop': nan is not a number",
+    ),
+    "drop in percent": ([*CONVERT, "--max-drop", "5"], 2, "Did you mean 0.05?"),
+    "int8 io of floats": (
+        [*CONVERT, "--io", "int8"],
+        2,
+        "--io int8 goes with --quantize int8, got --quantize none",
+    ),
+    "int8 io of layers": (
+        [*CONVERT, "--io", "int8", "--quantize-layer", "dense=float16"],
+        2,
+        "got a mode for each layer",
+    ),
+    "tolerance": ([*CONVERT, "--tolerance", "nan"], 2, "'--tolerance': nan"),
+    "tables of floats": ([*CONVERT, "--look-up-tables"], 2, "got --quantize none"),
+    "output of another kind": (["convert", "{f}/model.keras", "-o", "{out}/m.h5"], 2, ".tflite"),
+    "calibration of another kind": (
+        [*CONVERT, "--quantize", "int8", "--calibration", "data.csv"],
+        2,
+        "supported: .npz, .npy, module:function",
+    ),
+    "unknown layer": (
+        [*CONVERT, "--quantize-layer", "nope=int4"],
+        1,
+        "'nope' in the modes by layer matches no layer",
+    ),
     "bad shape": ([*CONVERT, "--input-shape", "64x"], 2, "64,64,3"),
     "no folder": (["convert", "{f}/model.keras", "-o", "{out}/no/m.tflite"], 1, "{out}/no"),
     "unwritable": (["convert", "{f}/model.keras", "-o", "/proc/m.tflite"], 1, "/proc"),
-    "output a folder": (["convert", "{f}/model.keras", "-o", "{out}"], 1, "{out}"),
+    "output a folder": (["convert", "{f}/model.keras", "-o", "{out}"], 2, "{out}"),
     "unknown preset": (
         [*COMPRESS, "--data", "{f}/good.npz", "--recipe", "pqat"],
-        1,
+        2,
         "the presets are prune, int8, pqat-int8",
     ),
     "percent": (
@@ -116,6 +155,12 @@ CASES = {
     "benchmark broken": (["benchmark", "{f}/broken.tflite"], 1, "broken.tflite"),
     "benchmark nothing": (["benchmark"], 2, "Missing argument"),
     "benchmark threads": (["benchmark", "{f}/no.tflite", "--threads", "0"], 2, "threads"),
+    "benchmark timeout": (["benchmark", "{f}/no.tflite", "--timeout", "nan"], 2, "--timeout"),
+    "sensitivity of no data": (
+        ["inspect", "{f}/model.keras", "--sensitivity"],
+        2,
+        "give --data: samples, alone or with targets",
+    ),
     "unknown command": (["shrink"], 2, "No such command 'shrink'"),
 }
 

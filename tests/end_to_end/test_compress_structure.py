@@ -202,6 +202,6 @@ def test_what_cannot_be_pruned_is_refused_before_the_first_stage(task, tmp_path)
         compress(legacy, task / "data.npz", "structured", tmp_path / "out")
     model = keras.saving.load_model(task / "model.keras")
     recipe = Recipe(structure=StructureSpec(target_macs=0.5, skip=("convolution",)))
-    with pytest.raises(InputError, match="skip='convolution' matches no layer"):
+    with pytest.raises(InputError, match="skip='convolution'` matches no layer"):
         compress(model, task / "data.npz", recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()

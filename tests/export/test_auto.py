@@ -127,12 +127,12 @@ def test_nothing_within_the_drop(tmp_path):
         ({"calibration": np.zeros((1, 16), "f4")}, "others to measure on; got one"),
         ({"calibration": np.zeros((4, 16), "f4"), "max_drop": 1.5}, r"in \[0, 1\), got 1.5"),
         ({"calibration": np.zeros((4, 16), "f4"), "modes": ["int3"]}, "unknown quantization"),
-        ({"calibration": np.zeros((4, 16), "f4"), "modes": []}, "modes is a list of one"),
-        ({"calibration": np.zeros((4, 16), "f4"), "io": "int8"}, "goes with quantize 'int8'"),
+        ({"calibration": np.zeros((4, 16), "f4"), "modes": []}, "`modes` is a list of one"),
+        ({"calibration": np.zeros((4, 16), "f4"), "io": "int8"}, "goes with `quantize='int8'`"),
         ({"calibration": (np.zeros((4, 16), "f4"), [0, 1])}, "'x' has 4 samples and 'y' has 2"),
         ({"calibration": (np.zeros((4, 16), "f4"), [0, 1, 2, 9])}, "labels run from"),
-        ({"quantize": "int8", "max_drop": 0.1}, "max_drop is for quantize 'auto'"),
-        ({"quantize": "int8", "modes": ["none"]}, "modes is for quantize 'auto'"),
+        ({"quantize": "int8", "max_drop": 0.1}, "`max_drop` is for `quantize='auto'`"),
+        ({"quantize": "int8", "modes": ["none"]}, "`modes` is for `quantize='auto'`"),
     ],
 )
 def test_bad_input(task, tmp_path, options, message):

@@ -190,12 +190,12 @@ def test_a_tflite_file_loses_its_dead_channels(keras, tmp_path, mode):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"quantize": "int8"}, "quantize"),
-        ({"calibration": SAMPLES, "io": "int8"}, "calibration, io"),
-        ({"batch": 4}, "batch"),
-        ({"clean": False}, r"--keep-dead \(clean=False in Python\)"),
-        ({"sparse": "on", "tolerance": 0.1}, "sparse, tolerance"),
-        ({"unsafe": True}, "unsafe"),
+        ({"quantize": "int8"}, "`quantize`"),
+        ({"calibration": SAMPLES, "io": "int8"}, "`calibration`, `io`"),
+        ({"batch": 4}, "`batch`"),
+        ({"clean": False}, "`clean=False`"),
+        ({"sparse": "on", "tolerance": 0.1}, "`sparse`, `tolerance`"),
+        ({"unsafe": True}, "`unsafe`"),
     ],
 )
 def test_a_tflite_file_takes_no_other_options(tmp_path, options, named):

@@ -225,7 +225,7 @@ def test_free_dimensions_need_a_shape(flavours, tmp_path):
         model = keras.Model(inputs, keras.layers.GlobalMaxPooling2D()(x))
         output = tmp_path / f"{name}.tflite"
         with pytest.raises(
-            InputError, match=r"\(\?, \?, 3\) with free .*--input-shape image=224,224,3"
+            InputError, match=r"\(\?, \?, 3\) with free .*`input_shape=image=224,224,3`"
         ):
             convert(model, output)
         for shape in ((16, 12, 3), {"image": (16, 12, 3)}):
@@ -299,10 +299,10 @@ def test_arguments_that_do_not_go_together(flavours, tmp_path):
         ({"quantize": "int2"}, "unknown quantization 'int2'; supported: none, float16, dynamic"),
         ({"quantize": "int8"}, "int8 quantization needs calibration data"),
         ({"quantize": "int16x8"}, "int16x8 quantization needs calibration data"),
-        ({"io": "int8"}, "goes with quantize 'int8', got 'none'"),
-        ({"io": "int16"}, "unknown io"),
-        ({"sparse": "yes"}, "unknown sparse encoding"),
-        ({"tolerance": -1.0}, "tolerance must be 0 or more"),
+        ({"io": "int8"}, "`io='int8'` goes with `quantize='int8'`, got `quantize='none'`"),
+        ({"io": "int16"}, "unknown `io='int16'`"),
+        ({"sparse": "yes"}, "unknown `sparse='yes'`"),
+        ({"tolerance": -1.0}, "`tolerance` must be 0 or more"),
         ({"quantize": "int8", "calibration": SAMPLES[..., :1]}, r"samples of shape \(8, 8, 2\)"),
         ({"quantize": "int8", "calibration": np.full_like(SAMPLES, np.nan)}, "NaN"),
         ({"quantize": "int8", "calibration": SAMPLES.astype(np.uint8)}, "float32, got uint8"),
@@ -348,9 +348,9 @@ def test_select_operators_are_named_and_may_be_allowed(flavours, tmp_path):
     keras = flavours["keras"]
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Lambda(lambda x: tf.math.erf(x))(inputs))
-    with pytest.raises(UnsupportedError, match="TFLite lacks: Erf; replace them, or pass --allow"):
+    with pytest.raises(UnsupportedError, match="lacks: Erf; replace them, or pass `allow_sel"):
         convert(model, tmp_path / "a.tflite")
-    with pytest.raises(UnsupportedError, match="pass --no-verify"):
+    with pytest.raises(UnsupportedError, match="pass `verify=False`"):
         convert(model, tmp_path / "a.tflite", allow_select_ops=True)
     assert listing(tmp_path) == []
     artifact = convert(model, tmp_path / "a.tflite", allow_select_ops=True, verify=False)

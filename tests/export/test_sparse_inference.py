@@ -82,7 +82,7 @@ def test_a_part_that_comes_to_another_end_would_be_computed_wrongly(changes, why
     assert "computed wrongly on Arm" in verdict.reasons[0]
     assert why in " ".join(verdict.reasons[1:])
     assert miscomputed(found).operator.name != "MEAN"
-    with pytest.raises(UnsupportedError, match="computed wrongly on Arm; leave out --sparse on"):
+    with pytest.raises(UnsupportedError, match="computed wrongly on Arm; leave out `sparse='on'`"):
         encode_sparse(dense_file(net(**changes), 0.9), "on", lambda content: True)
 
 

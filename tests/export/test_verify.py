@@ -328,8 +328,8 @@ def test_select_operators_cannot_be_compared(keras):
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Lambda(lambda x: tf.math.erf(x))(inputs))
     program = program_of(model).fixed(1, None)
-    with pytest.raises(UnsupportedError, match=r"operators that TFLite lacks: Erf; .*--allow-sel"):
+    with pytest.raises(UnsupportedError, match=r"TFLite lacks: Erf; .*`allow_select_ops"):
         to_tflite(program, "none", None, integer_io=False, allow_select_ops=False)
     content = to_tflite(program, "none", None, integer_io=False, allow_select_ops=True)
-    with pytest.raises(UnsupportedError, match=r"select operators \(FlexErf\).*--no-verify"):
+    with pytest.raises(UnsupportedError, match=r"select operators \(FlexErf\).*`verify=False`"):
         Interpreter(content)

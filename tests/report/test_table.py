@@ -1,15 +1,9 @@
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
 import unicodedata
 
 import pytest
+import terminal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,35 +118,13 @@ def test_no_escape_codes_when_piped():
     assert out.getvalue() == PLAIN + "\n"
 
 
-def on_terminal(width, **environment):
+def on_terminal(width, columns=COLUMNS, rows=ROWS, **environment):
     """What `print_table` shows on a real pseudo-terminal of this width."""
     code = f"""
 from edgeprune.report.table import Column, print_table
-print_table({COLUMNS!r}, {ROWS!r}, title="On the board")
+print_table({columns!r}, {rows!r}, title="On the board")
 """
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    kept = {key: os.environ[key] for key in os.environ if key not in ("COLUMNS", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**kept, "TERM": "xterm-256color", "PYTHONUTF8": "1", **environment},
-    )
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(controller, 4096)
-        except OSError:  # Linux: the other end was closed
-            break
-        if not chunk:
-            break
-        shown += chunk
-    assert process.wait() == 0, shown
-    os.close(controller)
-    return shown.decode()
+    return terminal.on_terminal(code, width, **environment)
 
 
 def uncoloured(text):
@@ -183,6 +155,21 @@ def test_narrow_terminal_gets_a_block_for_each_row():
         "small.tflite",
         "  median ms    0.457",
         "  size             -",
+    ]
+
+
+def test_a_last_column_of_text_is_folded_where_the_terminal_is_narrow():
+    columns = ["device", Column("median\nms", "ms"), "description"]
+    rows = [["board", 0.5, "a processor of four cores, and memory"], ["other", 1.5, "none"]]
+    assert uncoloured(on_terminal(42, columns, rows)) == [
+        "On the board",
+        "",
+        "        median",
+        "device      ms  description",
+        "──────────────────────────────────────────",
+        "board    0.500  a processor of four",
+        "                cores, and memory",
+        "other     1.50  none",
     ]
 
 

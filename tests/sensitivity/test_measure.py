@@ -221,7 +221,7 @@ def test_ctrl_c_in_the_middle_leaves_the_weights(keras):
 def test_what_cannot_be_measured(keras, tmp_path):
     model = network(keras)
     for data, message in (
-        (None, "sensitivity is measured on data; give an .npz"),
+        (None, "sensitivity is measured on data; give `data`"),
         (X[:, :3], r"takes samples of shape \(6,\), got"),
         ((X, np.arange(300)), "labels run from 0 to 299"),
         ("nothing.npz", "nothing.npz does not exist"),
@@ -279,10 +279,10 @@ def test_the_command_prints_a_table_or_json(files):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--sensitivity"], 1, "sensitivity is measured on data"),
+        (["--sensitivity"], 2, "sensitivity is measured on data"),
         (["--data", "d.npz"], 2, "--data is for --sensitivity"),
         (["--plot", "s.png"], 2, "--plot is for --sensitivity"),
-        (["--sensitivity", "--data", "d.npz", "--plot", "s.pdf"], 1, "cannot draw a plot as s.pdf"),
+        (["--sensitivity", "--data", "d.npz", "--plot", "s.pdf"], 2, "cannot draw a plot as s.pdf"),
     ],
 )
 def test_the_command_refuses(files, options, code, message):

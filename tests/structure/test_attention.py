@@ -277,11 +277,11 @@ def test_skip_and_ratios_name_layers():
         ({"heads": {"attention_0": [-1]}}, "no head -1"),
         ({"heads": {"attention_0": range(4)}}, "at least one must stay"),
         ({"heads": {"attention_0": [1]}, "rounds": 2}, "at once"),
-        ({"pruning_ratio": 0.5, "criterion": "gate"}, "needs data"),
+        ({"pruning_ratio": 0.5, "criterion": "gate"}, "needs `data`"),
         ({"pruning_ratio": 0.5, "criterion": "activation"}, "unknown for heads"),
         ({"pruning_ratio": 0.5, "samples": 0}, "samples=0"),
         ({"pruning_ratio": 0.5, "skip": ["nothing"]}, "matches no layer"),
-        ({"pruning_ratio": 0.5, "ranking": "layer"}, "ranking='layer' is unknown"),
+        ({"pruning_ratio": 0.5, "ranking": "layer"}, "ranking='layer'` is unknown"),
     ],
 )
 def test_bad_requests_are_one_line(request_, message):

@@ -392,17 +392,17 @@ def test_what_a_plan_says():
     [
         ({}, "got no budget; give exactly one of pruning_ratio, count and names"),
         ({"count": 1, "pruning_ratio": 0.5}, "got pruning_ratio and count; give exactly one"),
-        ({"pruning_ratio": 1.0}, r"pruning_ratio=1.0 is outside \[0, 1\)"),
-        ({"pruning_ratio": -0.1}, r"pruning_ratio=-0.1 is outside \[0, 1\)"),
-        ({"pruning_ratio": float("nan")}, "pruning_ratio=nan is outside"),
+        ({"pruning_ratio": 1.0}, r"pruning_ratio=1.0` is outside \[0, 1\)"),
+        ({"pruning_ratio": -0.1}, r"pruning_ratio=-0.1` is outside \[0, 1\)"),
+        ({"pruning_ratio": float("nan")}, "pruning_ratio=nan` is outside"),
         ({"count": -1}, "count=-1 is not a whole number"),
         ({"count": 1.5}, "count=1.5 is not a whole number"),
         ({"count": 4}, "count=4 is more than the 3 blocks"),
         ({"count": 3, "skip": ["b1"]}, "count=3 is more than the 2 blocks"),
-        ({"names": ["b9"]}, "names='b9' matches no block of the model; its blocks are b1, b2, b3"),
-        ({"count": 1, "skip": ["b9"]}, "skip='b9' matches no block"),
-        ({"count": 1, "criterion": "l1"}, "criterion='l1' is unknown; supported: position"),
-        ({"count": 1, "criterion": "loss"}, "criterion 'loss' needs data"),
+        ({"names": ["b9"]}, "names='b9'` matches no block of the model; its blocks are b1, b2, b3"),
+        ({"count": 1, "skip": ["b9"]}, "skip='b9'` matches no block"),
+        ({"count": 1, "criterion": "l1"}, "criterion='l1'` is unknown; supported: position"),
+        ({"count": 1, "criterion": "loss"}, "criterion='loss'` needs `data`"),
         ({"count": 1, "criterion": "loss", "data": np.zeros((9, 4))}, "needs targets"),
         (
             {"count": 1, "criterion": "loss", "data": (np.zeros((9, 4)), np.full((9, 4), np.nan))},
@@ -484,7 +484,7 @@ def test_bad_models():
     with pytest.raises(InputError, match="'dense2' has NaN or infinite weights"):
         prune_layers(model, count=1)
     with pytest.raises(
-        InputError, match=r"='stage0_block0' names 'stage0_block0', which cannot leave: .*shortcut"
+        InputError, match=r"='stage0_block0'` names 'stage0_block0', which cannot leave: .*shortcut"
     ):
         prune_layers(resnet_v1(), names=["stage0_block0"])
     legacy = pytest.importorskip("tf_keras")

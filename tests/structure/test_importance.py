@@ -397,7 +397,7 @@ def test_the_model_stays_as_it_is():
 
 @pytest.mark.parametrize("name", DATA)
 def test_no_data_is_refused(name):
-    with pytest.raises(InputError, match=rf"'{name}' needs data: give data=\(x, y\)"):
+    with pytest.raises(InputError, match=f"'{name}'` needs `data`, x and y; give them"):
         scores(name, small_cnn(), "stem")
 
 
@@ -460,7 +460,7 @@ def test_bad_numbers_of_batches_are_refused(how):
 
 
 def test_an_unknown_criterion_is_refused():
-    with pytest.raises(InputError, match=r"criterion='l3' is unknown; supported: l1, l2"):
+    with pytest.raises(InputError, match=r"`criterion='l3'` is unknown; supported: l1, l2"):
         criterion_of("l3")
 
 

@@ -250,7 +250,7 @@ def test_bad_models():
     for stage in (layer_drop, lambda model: prune_layers(model, count=1)):
         with pytest.raises(InputError, match=r"LayerDrop layers.*edgeprune.strip\(model\)"):
             stage(training)
-    with pytest.raises(InputError, match="skip='b7' matches no block"):
+    with pytest.raises(InputError, match="skip='b7'` matches no block"):
         layer_drop(adding(1), skip=["b7"])
 
     class Own(keras.Model):

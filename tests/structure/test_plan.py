@@ -304,9 +304,12 @@ def test_ratios_of_their_own():
 @pytest.mark.parametrize("argument", ["skip", "ratios"])
 def test_unknown_names_are_refused(argument):
     for name, message in (
-        ("thrid", rf"{argument}='thrid' matches no layer of model 'small'; its layers are .*first"),
-        (layers.LSTM, f"{argument}='LSTM' matches no layer"),
-        ("relu", f"{argument}='relu' matches no layer with channels of its own"),
+        (
+            "thrid",
+            rf"{argument}='thrid'` matches no layer of model 'small'; its layers .*first",
+        ),
+        (layers.LSTM, f"{argument}='LSTM'` matches no layer"),
+        ("relu", f"{argument}='relu'` matches no layer with channels of its own"),
     ):
         value = {name: 0.5} if argument == "ratios" else [name]
         with pytest.raises(InputError, match=message):
@@ -355,24 +358,24 @@ def test_random_follows_the_seed():
     [
         ({}, "got no budget; give exactly one"),
         ({"pruning_ratio": 0.5, "target_macs": 0.5}, "got pruning_ratio and target_macs"),
-        ({"pruning_ratio": 1.0}, r"pruning_ratio=1.0 is outside \[0, 1\)"),
+        ({"pruning_ratio": 1.0}, r"pruning_ratio=1.0` is outside \[0, 1\)"),
         ({"pruning_ratio": -0.1}, r"outside \[0, 1\)"),
         ({"pruning_ratio": float("nan")}, r"outside \[0, 1\)"),
-        ({"pruning_ratio": "half"}, r"pruning_ratio='half' is outside \[0, 1\)"),
-        ({"target_macs": 0}, r"target_macs=0 is outside \(0, 1\]"),
-        ({"target_parameters": 1.5}, r"target_parameters=1.5 is outside \(0, 1\]"),
-        ({"pruning_ratio": 0.5, "criterion": "l3"}, "criterion='l3' is unknown"),
-        ({"pruning_ratio": 0.5, "criterion": "taylor"}, "'taylor' needs data"),
-        ({"pruning_ratio": 0.5, "ranking": "layer"}, "ranking='layer' is unknown; supported"),
-        ({"pruning_ratio": 0.5, "round_to": 0}, "round_to=0 is not a whole number"),
-        ({"pruning_ratio": 0.5, "round_to": 2.5}, "round_to=2.5 is not"),
-        ({"pruning_ratio": 0.5, "min_channels": 0}, "min_channels=0 is not"),
-        ({"pruning_ratio": 0.5, "max_ratio": 1}, r"max_ratio=1 is outside \[0, 1\)"),
-        ({"pruning_ratio": 0.5, "seed": "a"}, "seed='a' is not a whole number from 0 on"),
-        ({"pruning_ratio": 0.5, "skip": 3}, "skip=3 names no layers; give a layer's name"),
-        ({"pruning_ratio": 0.5, "skip": [3]}, r"skip=\[3\] names no layers"),
-        ({"pruning_ratio": 0.5, "ratios": ["first"]}, r"ratios=\['first'\] is unknown; give a"),
-        ({"pruning_ratio": 0.5, "ratios": {"first": 2}}, r"ratios\['first'\]=2 is outside"),
+        ({"pruning_ratio": "half"}, r"pruning_ratio='half'` is outside \[0, 1\)"),
+        ({"target_macs": 0}, r"target_macs=0` is outside \(0, 1\]"),
+        ({"target_parameters": 1.5}, r"target_parameters=1.5` is outside \(0, 1\]"),
+        ({"pruning_ratio": 0.5, "criterion": "l3"}, "criterion='l3'` is unknown"),
+        ({"pruning_ratio": 0.5, "criterion": "taylor"}, "'taylor'` needs `data`"),
+        ({"pruning_ratio": 0.5, "ranking": "layer"}, "ranking='layer'` is unknown; supported"),
+        ({"pruning_ratio": 0.5, "round_to": 0}, "round_to=0` is not a whole number"),
+        ({"pruning_ratio": 0.5, "round_to": 2.5}, "round_to=2.5` is not"),
+        ({"pruning_ratio": 0.5, "min_channels": 0}, "min_channels=0` is not"),
+        ({"pruning_ratio": 0.5, "max_ratio": 1}, r"max_ratio=1` is outside \[0, 1\)"),
+        ({"pruning_ratio": 0.5, "seed": "a"}, "seed='a'` is not a whole number from 0 on"),
+        ({"pruning_ratio": 0.5, "skip": 3}, "skip=3` names no layers; give a layer's name"),
+        ({"pruning_ratio": 0.5, "skip": [3]}, r"skip=\[3\]` names no layers"),
+        ({"pruning_ratio": 0.5, "ratios": ["first"]}, r"ratios=\['first'\]` is unknown; give a"),
+        ({"pruning_ratio": 0.5, "ratios": {"first": 2}}, r"ratios\['first'\]=2` is outside"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -316,7 +316,7 @@ def test_bad_rounds_are_refused(rounds):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(InputError, match="give exactly one of pruning_ratio"):
+    with pytest.raises(InputError, match="give exactly one of `pruning_ratio`"):
         prune_channels(build())
     with pytest.raises(InputError, match=r"no argument 'pruning_rate'; .*pruning_ratio"):
         prune_channels(build(), pruning_rate=0.5)

@@ -178,7 +178,7 @@ def test_what_cannot_be_slimmed_is_refused():
     x, y = data(8)
     model = build()
     model.compile("sgd", "mse")
-    with pytest.raises(InputError, match="'nor' matches no layer"):
+    with pytest.raises(InputError, match="'nor'` matches no layer"):
         model.fit(x, y, verbose=0, callbacks=[SparsityRegularizer(skip="nor")])
     with pytest.raises(InputError, match="no batch normalization"):
         model.fit(x, y, verbose=0, callbacks=[SparsityRegularizer(skip="pick")])

@@ -312,7 +312,7 @@ def test_sparsely_encoded_files_are_left_alone(keras, lite):
     assert encoding == "sparse"
     cleaned, report = remove_dead_channels_tflite(content)
     assert cleaned == content
-    assert "sparsely encoded; convert the Keras model again with --sparse off" in (
+    assert "sparsely encoded; convert the Keras model again without that" in (
         report.refused[0].reason
     )
 
