@@ -4,7 +4,7 @@
     python tools/make_arm64_sandbox.py [--folder FOLDER]
 
 It needs Debian or Ubuntu with qemu-user-static and debian-archive-keyring, no rights, and the
-network: 35 MB are fetched, 110 MB stay on disk. One that is there and whole is left as it is.
+network: 48 MB are fetched, 145 MB stay on disk. One that is there and whole is left as it is.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune.devices import emulated_worker, process, script
+from edgeprune.devices import crashes, emulated_worker, process, script
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions, names_for
 from edgeprune.devices.profile import DeviceProfile
@@ -29,7 +29,7 @@ from edgeprune.devices.profiling_parts import write_parts
 from edgeprune.devices.profiling_script import ALONE, with_profile
 from edgeprune.devices.reach import EmulatedReach
 from edgeprune.devices.rows import ending, row
-from edgeprune.devices.sandbox import MAKE, QEMU, Sandbox, find_sandbox
+from edgeprune.devices.sandbox import CPU, MAKE, QEMU, RUNTIMES, Sandbox, find_sandbox
 from edgeprune.devices.tflm import Comparison
 from edgeprune.devices.tflm_worker import Difference, quanta
 from edgeprune.errors import EdgepruneError, UnsupportedError
@@ -37,11 +37,9 @@ from edgeprune.export.tflite import TfliteModel, read
 from edgeprune.files import sha256
 
 SAMPLES = 4
-CPU = "max"
 _SAMPLE_SECONDS = 10  # after which no further one is begun
 # Of the largest output: what sums of floats in another order may differ by, and much more.
 _ROUNDING = 1e-3
-_RUNTIME = "tflite-runtime"
 _HOST_RUNTIME = "ai-edge-litert"
 
 _NO_TIMES = "an emulator's time says nothing about a processor's"
@@ -71,6 +69,7 @@ class _Work:
     """What a run shares between its processes."""
 
     sandbox: Sandbox
+    runtime: str
     scratch: Path
     threads: int
     options: RunOptions
@@ -79,20 +78,16 @@ class _Work:
 
     def emulate(self, **job: Any) -> list[dict[str, Any]]:
         """Do a job in the sandbox; see `_run`."""
-        python = partial(self.sandbox.command, cpu=CPU)
-        return self._run(python, {**job, "runtime": _RUNTIME, "plain": False})
+        return self._run(self.sandbox.command, {**job, "runtime": self.runtime, "plain": False})
 
     def on_host(self, **job: Any) -> list[dict[str, Any]]:
-        """Do a job on this machine, without XNNPACK; see `_run`.
-
-        On x86 XNNPACK rounds integers otherwise than on Arm; the runtime's own kernels do not.
-        """
+        """Do a job on this machine; see `_run`."""
 
         def python(*arguments: str) -> list[str]:
             # -P: what lies beside the script must not be imported in place of what is installed.
             return [sys.executable, "-P", *arguments]
 
-        return self._run(python, {**job, "runtime": _HOST_RUNTIME, "plain": True})
+        return self._run(python, {**job, "runtime": _HOST_RUNTIME, "plain": _old(self.runtime)})
 
     def _run(
         self, python: Callable[..., list[str]], job: Mapping[str, Any]
@@ -133,7 +128,7 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     Returns:
       A row for each model, with `relative_latency`: its time by the first model's in the same
       rounds, of which both are emulated. Its ``details``: ``outputs_equal``, to the bit,
-      to those of LiteRT's own kernels on this machine; ``largest_difference`` of them;
+      to LiteRT's on this machine; ``largest_difference`` of them;
       ``comparison``, a `Comparison` and with what; ``failure``, a line or None.
 
     Raises:
@@ -141,13 +136,15 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
       UnsupportedError: no model runs, or qemu or the sandbox are missing.
       EdgepruneError: it did not end in time, or was interrupted.
     """
-    sandbox = _sandbox(profile, options)
+    sandbox = _sandbox(profile)
+    runtime = _runtime(sandbox, profile, options)
     graphs = [read(path) for path in models]
     names = names_for(models, options)
     limit = options.limit_seconds(len(models))
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         work = _Work(
             sandbox,
+            runtime,
             Path(scratch),
             options.threads_on(profile),
             options,
@@ -182,22 +179,22 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
             name,
             Path(path),
             profile,
-            sandbox.runtime_version,
-            **_described(name, outcomes[place]),
+            sandbox.version(runtime),
+            **_described(name, outcomes[place], _old(runtime)),
             **about,
         )
         own = _with_times(own, times, running, place, names[0])
         if place in profiles:
             own = _with_operators(own, profiles[place])
-        rows.append(dataclasses.replace(own, threads=work.threads))
+        rows.append(dataclasses.replace(own, runtime=runtime, threads=work.threads))
     return rows
 
 
-def _sandbox(profile: DeviceProfile, options: RunOptions) -> Sandbox:
+def _sandbox(profile: DeviceProfile) -> Sandbox:
     """Return the profile's sandbox.
 
     Raises:
-      UnsupportedError: it, what is to be in it, or qemu is missing.
+      UnsupportedError: it or qemu is missing.
     """
     reach = profile.reach
     assert isinstance(reach, EmulatedReach)
@@ -211,18 +208,39 @@ def _sandbox(profile: DeviceProfile, options: RunOptions) -> Sandbox:
             f"no whole sandbox of this version is in {reach.folder}; make it with "
             f"{MAKE} {profile.name}"
         )
-    wanted = options.runtime_on(profile)
-    if wanted not in (None, _RUNTIME):
+    return sandbox
+
+
+def _runtime(sandbox: Sandbox, profile: DeviceProfile, options: RunOptions) -> str:
+    """Return the runtime that is asked for, or the preferred one.
+
+    Raises:
+      UnsupportedError: the sandbox does not have it, or not in the version that is asked for.
+    """
+    reach = profile.reach
+    assert isinstance(reach, EmulatedReach)
+    runtime = options.runtime_on(profile) or next(iter(RUNTIMES))
+    if runtime not in RUNTIMES:
         raise UnsupportedError(
-            f"the sandbox has {_RUNTIME}, not {wanted}; take that or 'any' as the runtime"
+            f"the sandbox has {' and '.join(RUNTIMES)}, not {runtime}; take one of these or 'any' "
+            "as the runtime"
         )
-    version = reach.runtime_version
-    if version not in (None, sandbox.runtime_version):
+    version = sandbox.version(runtime)
+    if reach.runtime_version not in (None, version):
         raise UnsupportedError(
-            f"the sandbox has {_RUNTIME} {sandbox.runtime_version}, not {version}; "
+            f"the sandbox has {runtime} {version}, not {reach.runtime_version}; "
             "leave reach.runtime_version out of the profile"
         )
-    return sandbox
+    return runtime
+
+
+def _old(runtime: str) -> bool:
+    """Tell whether a runtime is compared with this machine's kernels without XNNPACK.
+
+    ai-edge-litert's XNNPACK rounds integers alike on x86 and Arm. tflite-runtime 2.14's, on Arm,
+    rounds as the runtime's own kernels do.
+    """
+    return runtime == "tflite-runtime"
 
 
 def _outcomes(work: _Work, models: Sequence[str], graphs: Sequence[TfliteModel]) -> list[_Outcome]:
@@ -241,6 +259,8 @@ def _outcomes(work: _Work, models: Sequence[str], graphs: Sequence[TfliteModel])
     theirs = _computed(work.on_host, other, "LiteRT on this machine")
     # Where this machine makes no inputs, as it cannot run the model, the emulated one does.
     ours = _computed(work.emulate, own, "the emulated runtime")
+    if _old(work.runtime):
+        ours = [_explained(graph, found) for graph, found in zip(graphs, ours, strict=True)]
     return [
         _compared(graph, Path(mine["outputs"]), Path(yours["outputs"]), found, reference)
         for graph, mine, yours, found, reference in zip(
@@ -262,6 +282,12 @@ def _computed(
             died = said[-1].get("died") if said else None
             found.append({"error": f"{what} {died or 'ended without a word'}"})
     return found
+
+
+def _explained(graph: TfliteModel, found: dict[str, Any]) -> dict[str, Any]:
+    """Say what is known of a crash."""
+    why = crashes.told_of(graph) if "error" in found else None
+    return found if why is None else {"error": f"{found['error']}; {why}"}
 
 
 def _compared(
@@ -324,7 +350,7 @@ def _with_operators(own: ModelBenchmark, said: Mapping[str, Any]) -> ModelBenchm
     return dataclasses.replace(own, unavailable={**own.unavailable, "per_operator": reason})
 
 
-def _described(name: str, found: _Outcome) -> dict[str, Any]:
+def _described(name: str, found: _Outcome, plain: bool) -> dict[str, Any]:
     """Return the parts of a row that tell of the outputs."""
     unavailable, warnings = dict(_UNAVAILABLE), []
     compared = found.comparison
@@ -338,7 +364,7 @@ def _described(name: str, found: _Outcome) -> dict[str, Any]:
             warnings.append(f"{name}: {told}")
     largest = None if compared is None else compared.max_difference
     version = metadata.version(_HOST_RUNTIME)
-    host = f"{_HOST_RUNTIME} {version}'s own kernels on this machine, without XNNPACK"
+    host = f"{_HOST_RUNTIME} {version} on this machine{', without XNNPACK' if plain else ''}"
     return {
         "unavailable": unavailable,
         "warnings": warnings,

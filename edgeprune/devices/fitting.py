@@ -1,5 +1,6 @@
 """What keeps a device from running a model: operators that it lacks, too little memory."""
 
+from edgeprune.devices import crashes
 from edgeprune.devices.advice import Reason
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.subject import Subject
@@ -11,7 +12,7 @@ _SELECT = "Flex"
 
 
 def blockers(subject: Subject, profile: DeviceProfile) -> tuple[Reason, ...]:
-    """List the operators and dtypes of weights that the device lacks, or computes wrongly."""
+    """List the operators and dtypes of weights that the device lacks, or fails at."""
     found: list[Reason] = []
     if profile.backend == "tflm":
         lacking = set(unsupported_operators(subject.tflite))
@@ -28,6 +29,8 @@ def blockers(subject: Subject, profile: DeviceProfile) -> tuple[Reason, ...]:
         found += _operators(
             subject, select, "needs TensorFlow's own kernels, which the runtime there lacks"
         )
+        if crashes.crashes(profile):
+            found += crashes.reasons(subject, profile)
     return tuple(found)
 
 

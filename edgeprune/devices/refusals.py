@@ -4,10 +4,12 @@ Three times the same question is put, as more is known: of the recipe alone, of 
 recipe will leave it, of the first file that was converted.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from edgeprune.devices import crashes
 from edgeprune.devices.advice import Reason
 from edgeprune.devices.fitting import blockers, smallest_activations
 from edgeprune.devices.profile import Backend, DeviceProfile
@@ -18,6 +20,8 @@ from edgeprune.export.graph import TfliteModel
 from edgeprune.export.micro import SUPPORTED_OPERATORS, unsupported_operators
 from edgeprune.export.tflite import read
 from edgeprune.recipe import Quantize, Recipe
+
+_log = logging.getLogger(__name__)
 
 MISREADS: dict[Backend, str] = {"tflm": "TFLite Micro", "vela": "Vela"}
 """Backends that take what is stored of sparse-encoded weights for all of them."""
@@ -129,7 +133,7 @@ def check_file(path: Path, recipe: Recipe, profiles: Sequence[DeviceProfile]) ->
       profiles: of the devices.
 
     Raises:
-      UnsupportedError: one of the devices does not run it, or cannot hold it.
+      UnsupportedError: one of the devices does not run it, crashes, or cannot hold it.
     """
     shrinks = recipe.structure is not None or _zeros_leave(recipe)
     for profile in profiles:
@@ -138,7 +142,7 @@ def check_file(path: Path, recipe: Recipe, profiles: Sequence[DeviceProfile]) ->
         elif isinstance(profile.reach, VelaReach):
             problem = _in_vela(path, profile.reach)
         else:
-            problem = None
+            problem = _in_tflite_runtime(path, profile)
         # Look-up tables save flash alone, and only where TFLite Micro reads them.
         tables = recipe.export.look_up_tables and profile.backend == "tflm"
         if problem is None and not shrinks and not tables:
@@ -157,6 +161,15 @@ def over_flash(path: Path, profile: DeviceProfile) -> str | None:
     if limit is None or profile.backend == "vela" or size <= limit:
         return None
     return f"its file takes {size:,} bytes, more than the flash's {limit:,}"
+
+
+def _in_tflite_runtime(path: Path, profile: DeviceProfile) -> str | None:
+    """Say what crashes there; where it only may, depending on what is installed, warn."""
+    known = crashes.crashes(profile)
+    told = None if known is False else crashes.told_of(read(path))
+    if known is None and told is not None:
+        _log.warning("%s, if the runtime there is none other: %s", profile.name, told)
+    return told if known else None
 
 
 def _in_tflm(path: Path, profile: DeviceProfile, shrinks: bool) -> str | None:

@@ -17,6 +17,7 @@ from edgeprune.errors import EdgepruneError, InputError
 
 # tflite-runtime's wheels end there, and are built for NumPy 1.
 _LAST_FOR_TFLITE_RUNTIME = (3, 11)
+_FIRST_FOR_LITERT = (3, 9)
 _REQUIREMENTS = {
     "tflite-runtime": ("tflite-runtime>=2.14", "numpy<2"),
     "ai-edge-litert": ("ai-edge-litert>=2.1", "numpy"),
@@ -158,7 +159,10 @@ def _runtime(connection: Connection, own: Interpreter, wanted: str | None, how: 
 
 
 def _fitting(base: Interpreter) -> str:
-    return "tflite-runtime" if base.version <= _LAST_FOR_TFLITE_RUNTIME else "ai-edge-litert"
+    """Choose the runtime: on 64-bit Arm tflite-runtime crashes on int8 models; see `crashes`."""
+    arm = base.machine == "aarch64" and base.version >= _FIRST_FOR_LITERT
+    old = base.version <= _LAST_FOR_TFLITE_RUNTIME and not arm
+    return "tflite-runtime" if old else "ai-edge-litert"
 
 
 def _by_hand(profile: DeviceProfile, base: Interpreter, runtime: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from edgeprune.devices import crashes
 from edgeprune.devices.advice import Effect, Gain, Latency, Reason, TechniqueAdvice, Verdict
 from edgeprune.devices.fitting import loops
 from edgeprune.devices.profile import DeviceProfile, Technique
@@ -100,7 +101,10 @@ def int8(subject: Subject, profile: DeviceProfile) -> Outcome:
         "or use dynamic or float16"
     )
     found = loops(subject, why)
-    return _refused(outcome, found, None) if found else outcome
+    crashing = crashes.reasons(subject, profile, once_int8=True)
+    if found or (crashing and crashes.crashes(profile)):
+        return _refused(outcome, [*found, *crashing], None)
+    return replace(outcome, reasons=(*outcome.reasons, *crashing))
 
 
 def float16(subject: Subject, profile: DeviceProfile) -> Outcome:

@@ -58,6 +58,8 @@ def folder(tmp_path_factory):
     convert(
         cnn, folder / "int8.tflite", quantize="int8", calibration=images, io="int8", verify=False
     )
+    three = keras.Model(inputs, layers.Dense(3, name="classes")(layers.Flatten()(inputs)))
+    convert(three, folder / "three.tflite", quantize="int8", calibration=images, verify=False)
     wide = keras.Model(inputs, layers.Dense(64)(layers.Flatten()(inputs)))
     wide.layers[-1].set_weights([np.eye(192, 64), np.zeros(64)])
     convert(wide, folder / "sparse.tflite", sparse="on", verify=False)
@@ -121,8 +123,8 @@ def test_ratios_but_no_times(rows):
     int8, _, _, heavy = rows
     assert (int8.relative_latency, int8.relative_latency_interval) == (1.0, (1.0, 1.0))
     for row in rows:
-        assert (row.kind, row.runtime) == ("simulated", "tflite-runtime")
-        assert row.runtime_version == WHEELS["tflite-runtime"][0]
+        assert (row.kind, row.runtime) == ("simulated", "ai-edge-litert")
+        assert row.runtime_version == WHEELS["ai-edge-litert"][0]
         assert row.rounds >= 6
         low, high = row.relative_latency_interval
         assert 0 < low <= row.relative_latency <= high
@@ -178,7 +180,7 @@ def copied(arm64_sandbox, tmp_path_factory):
 @pytest.fixture
 def broken(copied, device):
     """A device to whose runtime code can be added."""
-    file = copied / "usr/local/lib/python3.11/dist-packages/tflite_runtime/interpreter.py"
+    file = copied / "usr/local/lib/python3.11/dist-packages/ai_edge_litert/interpreter.py"
     whole = file.read_text("utf-8")
 
     def broken(code):
@@ -243,6 +245,22 @@ def test_a_crash_inside_takes_one_model_along(folder, broken):
         )
 
 
+def test_a_crash_that_is_known_is_explained(folder, device):
+    older = replace(ONCE, runtime="tflite-runtime")
+    good, bad = run(folder, device, "int8", "three", options=older)
+    assert (good.runtime, good.runtime_version) == ("tflite-runtime", WHEELS["tflite-runtime"][0])
+    assert good.details["outputs_equal"] is True
+    assert good.details["comparison"]["compared_with"].endswith("without XNNPACK")
+    assert bad.details["failure"].startswith("the emulated runtime crashed (SIGSEGV)")
+    assert bad.details["failure"].endswith(
+        "(FULLY_CONNECTED, 1 row of 192 inputs and 3 outputs, int8) crashes tflite-runtime 2.14 on "
+        '64-bit Arm: set runtime = "ai-edge-litert" in the profile, and install that there'
+    )
+    (here,) = run(folder, device, "three", options=ONCE)
+    assert here.details["outputs_equal"] is True
+    assert here.details["comparison"]["compared_with"].endswith("on this machine")
+
+
 def test_a_hang_is_ended(folder, broken):
     device = broken("import time\ntime.sleep(600)")
     with pytest.raises(EdgepruneError, match="did not end within 4 s"):
@@ -250,10 +268,11 @@ def test_a_hang_is_ended(folder, broken):
 
 
 def test_what_is_missing(folder, device, tmp_path, monkeypatch):
-    with pytest.raises(UnsupportedError, match="the sandbox has tflite-runtime, not tensorflow"):
+    both = "the sandbox has ai-edge-litert and tflite-runtime, not tensorflow"
+    with pytest.raises(UnsupportedError, match=both):
         run(folder, device, "float", options=replace(QUICK, runtime="tensorflow"))
     older = replace(device, reach=replace(device.reach, runtime_version="2.13.0"))
-    with pytest.raises(UnsupportedError, match=r"has tflite-runtime 2\.14\.0, not 2\.13\.0"):
+    with pytest.raises(UnsupportedError, match=r"has ai-edge-litert 2\.1\.6, not 2\.13\.0"):
         run(folder, older, "float")
     absent = replace(device, reach=EmulatedReach(sandbox=str(tmp_path / "none")))
     with pytest.raises(UnsupportedError) as raised:

@@ -32,7 +32,7 @@ def differences(files, sandbox, folder):
         for file in files
     ]
     job = {"models": models, "samples": 1, "seconds": 60, "timed": False, "plain": False}
-    job |= {"runtime": "tflite-runtime", "threads": 1, "seed": 0}
+    job |= {"runtime": "ai-edge-litert", "threads": 1, "seed": 0}
     (folder / "job.json").write_text(json.dumps(job))
     worker = [emulated_worker.__file__, str(bench_script()), str(folder / "job.json")]
     subprocess.run(sandbox.command(*worker), check=True, capture_output=True)
