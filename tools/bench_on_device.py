@@ -11,17 +11,19 @@ How it measures:
     `init_ms` is constructing the interpreter and allocating its tensors, `first_ms` the first
     inference, `peak_memory_bytes` how far both raise the process's peak of resident memory (the
     runtime's own pages included).
-  * Latency: all models in one process, interleaved. Each is warmed up for 0.5 s. Then, round by
-    round in an order that rotates and reverses, every model has a turn: one inference, or, where
-    the models differ much in speed, as many as fit the slowest one's time. It goes on until every
-    model has had 50 rounds and 10 s. The clock runs around `invoke` only; Python's garbage
-    collector is off. (`--quick`: one process, 0.1 s, 20 rounds and 1 s.)
-  * `relative_latency` is the median over the rounds of a model's time by the first model's time
-    in the same round, so that a clock that drifts or a load that comes and goes hits both alike;
-    `relative_latency_interval` is a 95 % interval of that median, from order statistics; it
-    takes the rounds as independent of each other. `details` has wider ones, of 97.5 %, that
-    do not: the extremes of the medians of ten consecutive parts. Of two of them comes one of
-    95 % for the ratio of two runs.
+  * Latency: all models in one process, interleaved. They are loaded anew 20 times, in an order
+    that rotates and reverses, since where a model comes to lie in memory changes its time by more
+    than rounds can show: of two equal files, each load has its own ratio. Each is warmed up for
+    0.5 s at first, by one inference later. Then, round by round in such an order, every model has
+    a turn: one inference, or, where the models differ much in speed, as many as fit the slowest
+    one's time. Of all loads together, every model has 50 rounds and 10 s, at least. The clock
+    runs around `invoke` only; Python's garbage collector is off. (`--quick`: one process, 12
+    loads, 0.1 s, 20 rounds and 1 s.)
+  * `relative_latency`: of each load, the median over its rounds of a model's time by the first
+    model's in the same round, so that a clock that drifts or other work that comes and goes hits
+    both alike; of these, the median. `relative_latency_interval` is a 95 % interval of it from
+    order statistics, for which each load is one value, however many its rounds. `details` has
+    wider ones, of 97.5 %: of two of them comes one of 95 % for the ratio of two runs.
   * A drift of the first model's own time from the first third of the rounds to the last, a clock
     that falls and a processor that gets hot are told under `warnings`; `protocol` has all that
     is needed to repeat the run.
@@ -49,6 +51,8 @@ import time
 import warnings
 import zipfile
 from array import array
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 # Name for people and pip -> the module that has Interpreter, in the order of preference.
@@ -57,8 +61,9 @@ RUNTIMES = {
     "tflite-runtime": "tflite_runtime.interpreter",
     "tensorflow": "tensorflow",
 }
-DEFAULTS = {"starts": 3, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
-QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
+DEFAULTS = {"starts": 3, "loads": 20, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
+QUICK = {"starts": 1, "loads": 12, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
+TOGETHER = ("threads", "seed", "loads", "warmup_seconds", "min_runs", "min_seconds")
 PASSES = 3  # over all operators of a model, when each is timed alone
 PASS_RUNS = 5  # of each operator in a pass, at least
 LITERT_PROFILER = "2.3."  # the release of ai-edge-litert whose profiler can be called
@@ -445,11 +450,12 @@ def order(round_number, count):
     return rotated if (round_number // count) % 2 == 0 else rotated[::-1]
 
 
-def interleave(models, turn_lengths, min_runs, min_seconds, progress, longest_ns=0):
+def interleave(models, turn_lengths, min_runs, min_seconds, progress, longest_ns=0, first_round=0):
     """Run rounds until each model has its runs and seconds.
 
     A turn that takes less than half of `longest_ns` is doubled for the rounds to come: its length
     came from a warm-up that other work had slowed down, and would be ever behind the others'.
+    The order of the models goes on from `first_round`.
 
     Returns:
       Per model, an array of nanoseconds of every run and the list of every round's median.
@@ -463,7 +469,7 @@ def interleave(models, turn_lengths, min_runs, min_seconds, progress, longest_ns
     gc.disable()
     try:
         while number < min_runs or min(totals) < min_seconds * 1e9:
-            for i in order(number, len(models)):
+            for i in order(first_round + number, len(models)):
                 run = models[i].run
                 turn = [run() for _ in range(lengths[i])]
                 samples[i].extend(turn)
@@ -475,6 +481,46 @@ def interleave(models, turn_lengths, min_runs, min_seconds, progress, longest_ns
             progress(min(number / min_runs, min(totals) / max(min_seconds * 1e9, 1)))
     finally:
         gc.enable()
+    return samples, rounds
+
+
+def measure_together(
+    runtime, paths, *, threads, seed, loads, warmup_seconds, min_runs, min_seconds
+):
+    """Load all models anew `loads` times, and let them take turns each time.
+
+    Returns:
+      Per model, an array of nanoseconds of every run, and of every load the list of its rounds'
+      medians.
+    """
+    samples = [array("q") for _ in paths]
+    rounds = [[] for _ in paths]
+    least_runs, least_seconds = math.ceil(min_runs / loads), min_seconds / loads
+    progress = Progress(len(paths), loads)
+    for load in range(loads):
+        models = [None] * len(paths)
+        for i in order(load, len(paths)):
+            models[i] = runtime.load(paths[i], threads, seed)
+        if load == 0:
+            say(f"warm-up, {warmup_seconds:g} s each")
+            typical = warm_up(models, warmup_seconds)
+            lengths = turns(typical, least_runs, least_seconds)
+            longest = turn_ns(typical, least_runs, least_seconds)
+        else:
+            for model in models:
+                model.first_run()
+        done = interleave(
+            models,
+            lengths,
+            least_runs,
+            least_seconds,
+            partial(progress, load),
+            longest,
+            sum(map(len, rounds[0])),
+        )
+        for i in range(len(paths)):
+            samples[i].extend(done[0][i])
+            rounds[i].append(done[1][i])
     return samples, rounds
 
 
@@ -494,9 +540,12 @@ def summarize(nanoseconds):
     }
 
 
-def ratios_to(first_rounds, own_rounds):
-    """Return a model's time by the first model's, round by round."""
-    return [own_rounds[i] / max(first_rounds[i], 1) for i in range(len(first_rounds))]
+def ratios_to(first, own):
+    """Return a model's time by the first model's: of each load, the median over its rounds."""
+    return [
+        statistics.median(own[load][i] / max(first[load][i], 1) for i in range(len(own[load])))
+        for load in range(len(own))
+    ]
 
 
 def median_interval(values, deviations=WITHIN_95):
@@ -510,20 +559,6 @@ def median_interval(values, deviations=WITHIN_95):
         return None
     ordered = sorted(values)
     return [ordered[low - 1], ordered[count - low]]
-
-
-def tenths_interval(values):
-    """Return the extremes of the medians of ten consecutive parts, or None below 20 values.
-
-    An interval of the typical value that does not take neighbouring rounds as independent, as a
-    clock that moves makes them alike: of the parts only, for which it has over 97.5 %.
-    """
-    count = len(values)
-    if count < 20:
-        return None
-    cuts = [count * part // 10 for part in range(11)]
-    medians = [statistics.median(values[cuts[i] : cuts[i + 1]]) for i in range(10)]
-    return [min(medians), max(medians)]
 
 
 def drift(rounds):
@@ -932,24 +967,15 @@ def benchmark(options):
             say(f"{names[i]}: start-up and memory, alone")
             starts[i].append(run_alone(runtime, path, options))
     alone = [medians(of_model) for of_model in starts]
-    models = [runtime.load(path, options.threads, options.seed) for path in options.models]
-    say(f"warm-up, {options.warmup_seconds:g} s each")
-    typical = warm_up(models, options.warmup_seconds)
-    lengths = turns(typical, options.min_runs, options.min_seconds)
-    samples, rounds = interleave(
-        models,
-        lengths,
-        options.min_runs,
-        options.min_seconds,
-        Progress(len(models)),
-        turn_ns(typical, options.min_runs, options.min_seconds),
-    )
+    asked = {key: getattr(options, key) for key in TOGETHER}
+    samples, rounds = measure_together(runtime, options.models, **asked)
     after = state()
     described, missing = environment(before, after)
-    about = (described, missing, doubts(before, after, rounds[0]), protocol(options))
+    warned = doubts(before, after, [*chain.from_iterable(rounds[0])])
+    about = (described, missing, warned, protocol(options))
     found = [
         result(options, i, names[i], runtime, alone[i], samples[i], (rounds[i], rounds[0]), about)
-        for i in range(len(models))
+        for i in range(len(names))
     ]
     for i, archive in enumerate(options.operators or ()):
         say(f"{names[i]}: each operator alone")
@@ -981,7 +1007,7 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
             f"{platform.system()} tells no peak of resident memory, or the model did not raise it"
         )
     if interval is None:
-        missing["relative_latency_interval"] = "fewer than 6 rounds"
+        missing["relative_latency_interval"] = "fewer than 6 loads"
     warned = list(warned)
     if alone["free_batch"]:
         warned.append(
@@ -1007,13 +1033,15 @@ def result(options, number, name, runtime, alone, samples, rounds, about):
         "path": str(path),
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "rounds": len(own),
+        "rounds": sum(map(len, own)),
         "environment": described,
         "warnings": warned,
         "unavailable": missing,
         "details": {
-            "latency_interval_975_ms": in_ms(tenths_interval(own)),
-            "relative_interval_975": tenths_interval(ratios),
+            "latency_interval_975_ms": in_ms(
+                median_interval([statistics.median(load) for load in own], WITHIN_975)
+            ),
+            "relative_interval_975": median_interval(ratios, WITHIN_975),
         },
         "protocol": followed,
     }
@@ -1025,9 +1053,8 @@ def in_ms(interval):
 
 def protocol(options):
     """Return what to ask for to have the same run again, and when this one ended."""
-    keys = ("threads", "starts", "warmup_seconds", "min_runs", "min_seconds", "seed")
     return {
-        **{key: getattr(options, key) for key in keys},
+        **{key: getattr(options, key) for key in ("starts", *TOGETHER)},
         "cpu": sorted(options.cpu) if options.cpu else None,
         "runtime": options.runtime,
         "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
@@ -1055,33 +1082,37 @@ def say(text):
 class Progress:
     """Says how far the measuring is, at most every two seconds."""
 
-    def __init__(self, count):
+    def __init__(self, count, loads):
         self._what = f"measuring {count} model{'s' if count > 1 else ''}, interleaved"
+        self._loads = loads
         self._next = 0.0
 
-    def __call__(self, fraction):
+    def __call__(self, load, of_load):
         now = time.perf_counter()
+        fraction = (load + min(of_load, 1)) / self._loads
         if now >= self._next or fraction >= 1:
             self._next = now + 2
-            say(f"{self._what}: {min(fraction, 1):.0%}")
+            say(f"{self._what}: {fraction:.0%}")
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(
         description="Measure .tflite models on this device; one JSON document on stdout.",
-        epilog="By default each model gets 0.5 s of warm-up, then at least 50 rounds and 10 s.",
+        epilog="By default each model gets 0.5 s of warm-up, then at least 50 rounds and 10 s, "
+        "divided into 20 loads.",
     )
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="a .tflite file")
     parser.add_argument("--threads", type=positive, default=1, help="threads of one inference [1]")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="1 start, 0.1 s of warm-up, 20 rounds and 1 s per model",
+        help="1 start, 12 loads, 0.1 s of warm-up, 20 rounds and 1 s per model",
     )
     parser.add_argument("--min-seconds", type=seconds, metavar="S", help="seconds per model [10]")
     parser.add_argument("--min-runs", type=positive, metavar="N", help="rounds at least [50]")
     parser.add_argument("--warmup-seconds", type=seconds, metavar="S", help="per model [0.5]")
     parser.add_argument("--starts", type=positive, metavar="N", help="fresh processes each [3]")
+    parser.add_argument("--loads", type=positive, metavar="N", help="of all models together [20]")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs [0]")
     parser.add_argument("--cpu", type=cpus, metavar="N[,N]", help="run on these CPUs only")
     parser.add_argument("--runtime", choices=RUNTIMES, help="force one [the first installed]")

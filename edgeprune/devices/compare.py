@@ -6,12 +6,10 @@ file in both: the ratio of their relative latencies. The first model itself can 
 milliseconds only, and says what changed on the device.
 
 The interval of the ratio is [low / old high, high / old low], of two intervals of 97.5 % that each
-run found from its own rounds. Both hold what they are to with a chance of at least 95 % (Boole's
-inequality), however the runs depend on each other. What differs between runs and does not move
-within one, such as where a model lies in memory, they cannot know. But a model whose file is the
-same in both results shows it: by the most that such a model of the same device and figure differs,
-the intervals of the others are widened, and its own verdict is that the runs differ. If there is
-none, a warning says so.
+run found from its loads of the models. Both hold what they are to with a chance of at least 95 %
+(Boole's inequality), however the runs depend on each other. What changed of a model whose file is
+the same in both is the device, and its verdict says so. Milliseconds of two files that are not the
+same cannot tell the model from the device: a warning says what to do.
 """
 
 import math
@@ -27,14 +25,13 @@ Verdict = Literal[
     "slower",
     "device faster",
     "device slower",
-    "runs differ",
     "less",
     "more",
     "same",
     "not told apart",
 ]
 
-_RELATIVE = "relative latency"
+_RELATIVE, _MS = "relative latency", "latency ms"
 _COLUMNS = (
     Column("device"),
     Column("model"),
@@ -45,14 +42,21 @@ _COLUMNS = (
     Column("95 % interval"),
     Column("verdict"),
 )
-_NO_CONTROL = (
-    "no model but the first is the same file as in the earlier result, so what two runs differ by "
-    "anyway is not in the interval; measure an unchanged model along"
+_MILLISECONDS = (
+    "compared by milliseconds, in which the device's own state then and now is, too; name an "
+    "unchanged model first, and the others are compared through it"
+)
+_ONE_LOAD = (
+    "the earlier result is of one load of the models, so its intervals are too narrow; measure it "
+    "again before trusting a verdict of a few percent"
 )
 # What a ratio of milliseconds depends on, besides the model.
 _SETTING = ("runtime", "runtime_version", "threads")
 _ENVIRONMENT = ("cpu", "machine", "governor", "affinity", "python", "numpy", "platform")
-_PROTOCOL = ("min_seconds", "min_runs", "warmup_seconds", "starts", "seed", "cpu", "script_sha256")
+_PROTOCOL = (
+    *("loads", "min_seconds", "min_runs", "warmup_seconds", "starts", "seed", "cpu"),
+    "script_sha256",
+)
 
 
 def compare_with(new: Benchmark, old: Benchmark) -> Benchmark:
@@ -76,8 +80,10 @@ def compare_with(new: Benchmark, old: Benchmark) -> Benchmark:
         baselines = firsts_now[row.device], firsts_then[row.device]
         notes = _differences(row, then) if row is baselines[0] else []
         found = _compared(row, then, *baselines)
+        if found.get("figure") == _MS and not found["same_file"]:
+            notes.append(f"{row.model}: {_MILLISECONDS}")
         rows.append(replace(row, compared=found, warnings=(*row.warnings, *notes)))
-    return Benchmark([_judged(row, rows) for row in rows])
+    return Benchmark(rows)
 
 
 def comparison_table(results: Benchmark, title: str) -> Table:
@@ -131,7 +137,7 @@ def _compared(
         figure, key = _RELATIVE, "relative_interval_975"
         values = now.relative_latency, then.relative_latency
     elif now.typical_ms is not None and then.typical_ms is not None:
-        figure, key = "latency ms", "latency_interval_975_ms"
+        figure, key = _MS, "latency_interval_975_ms"
         values = now.typical_ms, then.typical_ms
     elif now.arena_bytes is not None and then.arena_bytes is not None:
         figure, key = "arena bytes", ""
@@ -144,49 +150,21 @@ def _compared(
     if before <= 0 or value <= 0:
         return {"missing": f"{figure} of 0 cannot be compared"}
     # A compiler's or a simulator's figures are exact: they have no interval and need none.
-    exact = now.kind != "measured" and now.relative_latency_interval is None
+    exact = now.kind != "measured" and now.rounds is None
     interval = None if exact else _ratio_interval(now.details.get(key), then.details.get(key))
+    ratio = value / before
+    verdict = _verdict(figure, ratio, [ratio, ratio] if exact else interval)
+    if same_file and not exact and verdict in ("faster", "slower"):
+        verdict = "device faster" if verdict == "faster" else "device slower"
     return {
         "figure": figure,
         "before": before,
         "now": value,
-        "ratio": value / before,
+        "ratio": ratio,
         "interval": interval,
-        "exact": exact,
+        "verdict": verdict,
         "same_file": same_file,
     }
-
-
-def _judged(row: ModelBenchmark, rows: Sequence[ModelBenchmark]) -> ModelBenchmark:
-    """Widen the interval by what the same files differ by, and add the verdict."""
-    found = dict(row.compared)
-    if not found or "missing" in found:
-        return row
-    if found.pop("exact"):
-        found["verdict"] = _verdict(found["figure"], found["ratio"], [found["ratio"]] * 2)
-        return replace(row, compared=found)
-    if found["same_file"]:
-        # It is the same model: whatever changed is the device, or what no run can know of itself.
-        found["verdict"] = _verdict(found["figure"], found["ratio"], found["interval"])
-        if found["verdict"] in ("faster", "slower"):
-            through_first = found["figure"] == _RELATIVE
-            found["verdict"] = "runs differ" if through_first else f"device {found['verdict']}"
-        return replace(row, compared=found)
-    controls = [
-        abs(math.log(other.compared["ratio"]))
-        for other in rows
-        if other.device == row.device
-        and other.compared.get("same_file")
-        and other.compared["figure"] == found["figure"]
-    ]
-    warnings = row.warnings
-    if not controls:
-        warnings += (_NO_CONTROL,)
-    elif found["interval"] is not None:
-        wider = math.exp(max(controls))
-        found["interval"] = [found["interval"][0] / wider, found["interval"][1] * wider]
-    found["verdict"] = _verdict(found["figure"], found["ratio"], found["interval"])
-    return replace(row, compared=found, warnings=warnings)
 
 
 def _ratio_interval(now: Any, then: Any) -> list[float] | None:
@@ -224,9 +202,12 @@ def _differences(now: ModelBenchmark, then: ModelBenchmark) -> list[str]:
     pairs += [(key, then.protocol.get(key), now.protocol.get(key)) for key in _PROTOCOL]
     changed = [(key, before, value) for key, before, value in pairs if before != value]
     told = [f"{key} {_brief(before)} -> {_brief(value)}" for key, before, value in changed]
-    if not told:
-        return []
-    return [f"the earlier run differs in more than the models: {', '.join(told)}"]
+    notes = []
+    if told:
+        notes.append(f"the earlier run differs in more than the models: {', '.join(told)}")
+    if "loads" in now.protocol and "loads" not in then.protocol:
+        notes.append(_ONE_LOAD)
+    return notes
 
 
 def _brief(value: Any) -> str:

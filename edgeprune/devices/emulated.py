@@ -37,6 +37,7 @@ from edgeprune.export.tflite import TfliteModel, read
 from edgeprune.files import sha256
 
 SAMPLES = 4
+_TIMING = ("loads", "min_seconds", "min_runs", "warmup_seconds")
 _SAMPLE_SECONDS = 10  # after which no further one is begun
 # Of the largest output: what sums of floats in another order may differ by, and much more.
 _ROUNDING = 1e-3
@@ -122,8 +123,8 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     Args:
       models: paths of .tflite files; the first is what the others are compared with.
       profile: of a device with backend ``emulated``.
-      options: `seed` of the random inputs, and as for real devices the least seconds and rounds
-        in which the models take turns.
+      options: `seed` of the random inputs, and as for real devices the loads, and the least
+        seconds and rounds, in which the models take turns.
 
     Returns:
       A row for each model, with `relative_latency`: its time by the first model's in the same
@@ -165,7 +166,7 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     about: dict[str, Any] = {
         "environment": {"emulator": emulator, "cpu": CPU, "sandbox": sandbox.record},
         "protocol": {
-            **{key: options.value(key) for key in ("min_seconds", "min_runs", "warmup_seconds")},
+            **{key: options.value(key) for key in _TIMING},
             "samples": SAMPLES,
             "seed": options.seed,
             "threads": work.threads,
@@ -321,9 +322,8 @@ def _compared(
 
 
 def _times(work: _Work, models: Sequence[str]) -> dict[str, Any]:
-    """Let the models that run take turns in one process."""
-    keys = ("min_seconds", "min_runs", "warmup_seconds")
-    asked = {key: work.options.value(key) for key in keys}
+    """Let the models that run take turns in one process, which loads them several times."""
+    asked = {key: work.options.value(key) for key in _TIMING}
     paths = [{"path": str(Path(path).absolute())} for path in models]
     said = work.emulate(models=paths, timed=True, **asked)
     if not said or "relative" not in said[0]:
@@ -405,7 +405,7 @@ def _with_times(
     interval = times["intervals"][at]
     missing = dict(own.unavailable)
     if interval is None:
-        missing["relative_latency_interval"] = "fewer than 6 rounds"
+        missing["relative_latency_interval"] = "fewer than 6 loads"
     return dataclasses.replace(
         own,
         relative_latency=times["relative"][at],

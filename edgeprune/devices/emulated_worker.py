@@ -59,22 +59,16 @@ def compare_times(bench: Any, runtime: Any, job: dict[str, Any]) -> dict[str, An
     """Time all models, interleaved, and return their ratios to the first."""
     before = bench.state()
     paths = [Path(model["path"]) for model in job["models"]]
-    models = [runtime.load(path, job["threads"], job["seed"]) for path in paths]
-    bench.say(f"warm-up, {job['warmup_seconds']:g} s each")
-    typical = bench.warm_up(models, job["warmup_seconds"])
-    runs, seconds = job["min_runs"], job["min_seconds"]
-    lengths = bench.turns(typical, runs, seconds)
-    longest = bench.turn_ns(typical, runs, seconds)
-    _, rounds = bench.interleave(
-        models, lengths, runs, seconds, bench.Progress(len(models)), longest
-    )
+    asked = {key: job[key] for key in bench.TOGETHER}
+    _, rounds = bench.measure_together(runtime, paths, **asked)
     ratios = [bench.ratios_to(rounds[0], own) for own in rounds]
+    of_first = [*bench.chain.from_iterable(rounds[0])]
     return {
         "relative": [bench.statistics.median(own) for own in ratios],
         "intervals": [bench.median_interval(own) for own in ratios],
-        "intervals_975": [bench.tenths_interval(own) for own in ratios],
-        "rounds": len(rounds[0]),
-        "warnings": bench.doubts(before, bench.state(), rounds[0]),
+        "intervals_975": [bench.median_interval(own, bench.WITHIN_975) for own in ratios],
+        "rounds": len(of_first),
+        "warnings": bench.doubts(before, bench.state(), of_first),
     }
 
 

@@ -11,10 +11,11 @@ from edgeprune.errors import InputError
 from edgeprune.toml_data import shown
 
 # As tools/bench_on_device.py has them, whose test compares the two.
-DEFAULTS = {"starts": 3, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
-QUICK = {"starts": 1, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
+DEFAULTS = {"starts": 3, "loads": 20, "warmup_seconds": 0.5, "min_runs": 50, "min_seconds": 10.0}
+QUICK = {"starts": 1, "loads": 12, "warmup_seconds": 0.1, "min_runs": 20, "min_seconds": 1.0}
 
 _START_SECONDS = 30  # for one start of one model on a slow board
+_LOAD_SECONDS = 5  # likewise, of a process that runs already, with an inference
 _MARGIN_SECONDS = 120
 _PROFILE_SECONDS = 120  # to load some hundred operators, thrice
 
@@ -30,6 +31,7 @@ class RunOptions:
       min_runs: rounds, at least.
       warmup_seconds: for each model.
       starts: fresh processes in which start-up and memory are measured.
+      loads: of all models together, for each of which there is one ratio.
       cpus: numbers of the CPUs to run on; None takes the profile's.
       runtime: to run with, where the device has several; None takes the profile's.
       names: what to call the models; None takes their files' names.
@@ -47,6 +49,7 @@ class RunOptions:
     min_runs: int | None = None
     warmup_seconds: float | None = None
     starts: int | None = None
+    loads: int | None = None
     cpus: tuple[int, ...] | None = None
     runtime: str | None = None
     names: tuple[str, ...] | None = None
@@ -60,6 +63,7 @@ class RunOptions:
         _check_whole("threads", self.threads, MOST_THREADS)
         _check_whole("min_runs", self.min_runs)
         _check_whole("starts", self.starts)
+        _check_whole("loads", self.loads)
         for key in ("min_seconds", "warmup_seconds", "timeout_seconds"):
             value = getattr(self, key)
             if value is not None and not 0 <= value < math.inf:
@@ -81,7 +85,7 @@ class RunOptions:
         return None if wanted == "any" else wanted
 
     def value(self, key: str) -> float:
-        """Return `min_seconds`, `min_runs`, `warmup_seconds` or `starts`, asked for or default."""
+        """Return what was asked for under a key of `DEFAULTS`, or the default."""
         asked: float | None = getattr(self, key)
         return (QUICK if self.quick else DEFAULTS)[key] if asked is None else asked
 
@@ -89,13 +93,14 @@ class RunOptions:
         """Return how long a device may take in all before it counts as hung.
 
         Twice the time asked for, since the models differ in speed and each gets its minimum of
-        rounds, with room for the starts, and once more for a profile.
+        rounds, with room for the starts and loads, and once more for a profile.
         """
         if self.timeout_seconds is not None:
             return self.timeout_seconds
         timed = 2 * (self.value("min_seconds") + self.value("warmup_seconds"))
         profiled = 2 * self.value("min_seconds") + _PROFILE_SECONDS if self.per_operator else 0.0
-        return _MARGIN_SECONDS + models * (timed + profiled + self.value("starts") * _START_SECONDS)
+        started = self.value("starts") * _START_SECONDS + self.value("loads") * _LOAD_SECONDS
+        return _MARGIN_SECONDS + models * (timed + profiled + started)
 
     def say(self, line: str) -> None:
         """Tell of progress, if anyone listens."""

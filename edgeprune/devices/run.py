@@ -37,6 +37,7 @@ def benchmark(
     min_runs: int | None = None,
     warmup_seconds: float | None = None,
     starts: int | None = None,
+    loads: int | None = None,
     cpus: Sequence[int] | None = None,
     runtime: str | None = None,
     names: Sequence[str] | None = None,
@@ -54,12 +55,14 @@ def benchmark(
       models: paths of .tflite files, or what `edgeprune.convert` gave.
       device: name or .toml file of a profile, or several; `edgeprune devices` lists the names.
       threads: of one inference; the profile's if left out.
-      quick: one start, 0.1 s of warm-up, 20 rounds and 1 s per model, instead of 3 starts, 0.5 s,
-        50 rounds and 10 s.
+      quick: one start, 12 loads, 0.1 s of warm-up, 20 rounds and 1 s per model, instead of 3
+        starts, 20 loads, 0.5 s, 50 rounds and 10 s.
       min_seconds: time in inference per model, at least.
       min_runs: rounds, at least; each model runs once or more in each.
       warmup_seconds: per model.
       starts: fresh processes in which each model's start-up and memory are measured.
+      loads: how often all models are loaded anew for the ratio to the first, as where they lie
+        in memory changes it; its interval is over the loads. Android has ten, each in a process.
       cpus: numbers of the CPUs to run on, where that can be chosen; the profile's if left out.
       runtime: ``ai-edge-litert``, ``tflite-runtime`` or ``tensorflow``, on devices with Python;
         the profile's if left out, or the first that is installed there.
@@ -91,6 +94,7 @@ def benchmark(
         min_runs=min_runs,
         warmup_seconds=warmup_seconds,
         starts=starts,
+        loads=loads,
         cpus=None if cpus is None else tuple(cpus),
         runtime=_checked_runtime(runtime, profiles),
         names=None if names is None else tuple(names),

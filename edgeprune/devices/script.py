@@ -48,6 +48,7 @@ def arguments(
         "--min-runs": options.min_runs,
         "--warmup-seconds": options.warmup_seconds,
         "--starts": options.starts,
+        "--loads": options.loads,
         "--cpu": None if cpus is None else ",".join(map(str, cpus)),
         "--runtime": options.runtime_on(profile),
     }.items():

@@ -90,36 +90,42 @@ def test_another_first_model_leaves_only_the_milliseconds():
     assert not compared(now, then)[0]["same_file"]
 
 
-def test_the_same_file_shows_what_runs_differ_by():
-    """`b` is unchanged and yet 10 % slower by its ratio: so 8 % tell nothing of `c`."""
+def test_of_the_same_file_only_the_device_can_have_changed():
     then = [
         row("a", 20, [19, 21]),
-        row("b", 10, [9, 11], 0.50, (0.5, 0.5)),
-        row("c", 10, [9, 11], 0.50, (0.5, 0.5)),
-        row("d", 10, [9, 11], 0.50, (0.5, 0.5)),
+        row("b", 10, [9, 11], 0.50, (0.49, 0.51)),
+        row("c", 10, [9, 11], 0.50, (0.49, 0.51)),
     ]
     now = [
         row("a", 20, [19, 21]),
-        row("b", 10, [9, 11], 0.55, (0.55, 0.55)),
-        row("c", 10, [9, 11], 0.46, (0.46, 0.46), sha256="new c"),
-        row("d", 10, [9, 11], 0.40, (0.40, 0.40), sha256="new d"),
+        row("b", 10, [9, 11], 0.55, (0.54, 0.56)),
+        row("c", 10, [9, 11], 0.40, (0.39, 0.41), sha256="new c"),
     ]
-    _, b, c, d = compared(now, then)
-    assert b["verdict"] == "runs differ"
-    assert c["interval"] == pytest.approx([0.92 / 1.1, 0.92 * 1.1])
-    assert c["verdict"] == "not told apart"
-    assert d["interval"] == pytest.approx([0.8 / 1.1, 0.8 * 1.1])
-    assert d["verdict"] == "faster"
+    _, b, c = compared(now, then)
+    assert (b["verdict"], b["same_file"]) == ("device slower", True)
+    assert (c["verdict"], c["same_file"]) == ("faster", False)
+    assert c["interval"] == pytest.approx([0.39 / 0.51, 0.41 / 0.49])
 
 
-def test_without_an_unchanged_model_there_is_a_warning():
-    then = [row("a", 20, [19, 21]), row("c", 10, [9, 11], 0.5, (0.5, 0.5))]
-    now = [row("a", 20, [19, 21]), row("c", 10, [9, 11], 0.4, (0.4, 0.4), sha256="new")]
-    results = compare_with(Benchmark(now), Benchmark(then))
-    assert results[1].compared["verdict"] == "faster"
-    assert any("measure an unchanged model along" in line for line in results.notes)
-    same = compare_with(Benchmark(then), Benchmark(then))
-    assert not any("unchanged" in line for line in same.notes)
+def test_milliseconds_of_another_file_have_the_device_in_them():
+    then = [row("a", 20, [19, 21]), row("b", 10, [9, 11], 0.5, (0.49, 0.51))]
+    new_first = [row("a", 10, [9, 11], sha256="new"), then[1]]
+    found = compare_with(Benchmark(new_first), Benchmark(then))
+    (note,) = [line for line in found.notes if "milliseconds" in line]
+    assert note.startswith("a: compared by milliseconds, in which the device's own state")
+    assert "name an unchanged model first" in note
+    new_second = [then[0], row("b", 10, [9, 11], 0.5, (0.49, 0.51), sha256="new")]
+    found = compare_with(Benchmark(new_second), Benchmark(then))
+    assert not [line for line in found.notes if "milliseconds" in line]
+
+
+def test_a_result_of_one_load_is_told():
+    then = row("a", 20, [19, 21], protocol={"starts": 1})
+    now = row("a", 20, [19, 21], protocol={"starts": 1, "loads": 12})
+    told = compare_with(Benchmark([now]), Benchmark([then])).notes
+    assert any("is of one load of the models" in line for line in told)
+    assert any("loads unknown -> 12" in line for line in told)
+    assert compare_with(Benchmark([now]), Benchmark([now])).notes == ()
 
 
 def test_what_is_missing_has_a_reason():
@@ -133,7 +139,7 @@ def test_what_is_missing_has_a_reason():
 
 
 def test_exact_figures_need_no_interval():
-    bare = {"relative_latency": None, "relative_latency_interval": None, "details": {}}
+    bare = {"relative_latency": None, "rounds": None, "details": {}}
     vela = {"kind": "predicted", **bare}
     (found,) = compared([row("a", 0.9, None, **vela)], [row("a", 1.0, None, **vela)])
     assert (found["verdict"], found["interval"]) == ("faster", None)
@@ -182,14 +188,23 @@ def test_the_table():
     assert Benchmark.from_json(results.to_json()) == results
 
 
-def test_the_interval_holds_the_truth():
-    """Of runs drawn from one distribution, at most 5 % may be told apart."""
+def test_the_intervals_hold_the_truth():
+    """Of equal files, each load has its own ratio; no more than 5 % may be told apart."""
     generator = random.Random(0)
+    intervals = []
 
     def drawn():
-        rounds = [generator.lognormvariate(0, 0.3) * 1e6 for _ in range(50)]
-        interval = [ns / 1e6 for ns in bench.tenths_interval(rounds)]
-        return row("a", bench.summarize(rounds)["median"], interval)
+        times = []
+        for _ in range(2):
+            layouts = [generator.lognormvariate(0, 0.02) for _ in range(bench.QUICK["loads"])]
+            times.append([[own * generator.gauss(1e6, 1e3) for _ in range(20)] for own in layouts])
+        ratios = bench.ratios_to(*times)
+        intervals.append(bench.median_interval(ratios))
+        wide = bench.median_interval(ratios, bench.WITHIN_975)
+        return [row("a", 1, None), row("b", 1, None, bench.statistics.median(ratios), wide)]
 
-    verdicts = [compared([drawn()], [drawn()])[0]["verdict"] for _ in range(400)]
-    assert sum(verdict != "not told apart" for verdict in verdicts) <= 0.05 * 400
+    verdicts = [compared(drawn(), drawn())[1]["verdict"] for _ in range(200)]
+    assert sum(verdict != "not told apart" for verdict in verdicts) <= 0.05 * 200
+    held = sum(low <= 1 <= high for low, high in intervals)
+    assert held >= 0.95 * 400
+    assert held < 400  # an interval that always holds it tells nothing

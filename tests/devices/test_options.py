@@ -48,9 +48,11 @@ def test_the_profile_stands_in_for_what_was_not_asked():
 
 
 def test_the_limit_follows_from_the_time_asked_for():
-    # Twice 10 s and 0.5 s, and three starts of 30 s, for each model; two minutes beside.
-    assert RunOptions().limit_seconds(2) == 120 + 2 * (2 * 10.5 + 3 * 30)
-    assert RunOptions(min_seconds=60, starts=1).limit_seconds(1) == 120 + 2 * 60.5 + 30
+    # Twice 10 s and 0.5 s, three starts of 30 s and 20 loads of 5 s, for each model; two minutes
+    # beside.
+    assert RunOptions().limit_seconds(2) == 120 + 2 * (2 * 10.5 + 3 * 30 + 20 * 5)
+    few = RunOptions(min_seconds=60, starts=1, loads=2)
+    assert few.limit_seconds(1) == 120 + 2 * 60.5 + 30 + 10
     assert RunOptions(timeout_seconds=7).limit_seconds(9) == 7
     assert RunOptions(quick=True).value("min_runs") == 20
     assert RunOptions(quick=True, min_runs=3).value("min_runs") == 3

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -136,9 +135,13 @@ def test_relative_latency_is_paired_by_round():
     # The device slows down tenfold half way: every round says 0.5, the medians' ratio does not.
     first = [100, 100, 100, 1000, 1000, 1000, 1000]
     own = [50, 50, 50, 500, 500, 500, 500]
-    ratios = bench.ratios_to(first, own)
-    assert statistics.median(ratios) == 0.5
-    assert bench.median_interval(ratios) == [0.5, 0.5]
+    assert bench.ratios_to([first], [own]) == [0.5]
+
+
+def test_each_load_has_one_ratio():
+    # However many rounds it has: a load of three is one value, the middle one.
+    first, own = [[10, 10, 10], [20]], [[10, 12, 50], [10]]
+    assert bench.ratios_to(first, own) == [1.2, 0.5]
 
 
 def test_interval_takes_the_ranks_of_the_sign_test():
@@ -158,13 +161,18 @@ def test_too_few_rounds_have_no_interval(deviations):
     assert bench.median_interval([2] * enough, deviations) == [2, 2]
 
 
-def test_tenths_know_of_neighbours_that_are_alike():
-    """A clock that moves half way is in the interval, which ranks alone would leave out."""
-    rounds = [100] * 140 + [110] * 60
-    assert bench.median_interval(rounds, bench.WITHIN_975) == [100, 100]
-    assert bench.tenths_interval(rounds) == [100, 110]
-    assert bench.tenths_interval(list(range(20))) == [0.5, 18.5]
-    assert bench.tenths_interval([1] * 19) is None
+@pytest.mark.parametrize("asked", [bench.QUICK, bench.DEFAULTS])
+def test_the_loads_are_enough_for_their_intervals(asked):
+    """By the binomial distribution, exactly: the rank's own chance, and the next one's is not."""
+    count = asked["loads"]
+    for deviations, confidence in ((bench.WITHIN_95, 0.95), (bench.WITHIN_975, 0.975)):
+        low, high = bench.median_interval(range(1, count + 1), deviations)
+        assert low + high == count + 1
+
+        def held(rank):
+            return 1 - 2 * sum(math.comb(count, heads) for heads in range(rank)) / 2**count
+
+        assert held(low) >= confidence > held(low + 1)
 
 
 def test_drift_is_found_in_the_thirds():
@@ -260,6 +268,38 @@ def test_a_turn_that_is_too_short_grows():
     assert sum(samples[1]) >= 0.02e9
     # 1, 2, 4, ... 64 of 10 us are more than half of a millisecond.
     assert len(samples[1]) == sum(2**i for i in range(6)) + 64 * (len(rounds[1]) - 6)
+
+
+def test_the_order_goes_on_from_load_to_load():
+    log = []
+    models = [Clock("a", [1], log), Clock("b", [1], log)]
+    bench.interleave(models, [1, 1], 2, 0, lambda fraction: None, first_round=1)
+    assert log == ["b", "a", "b", "a"]  # rounds 1 and 2 of a, b; b, a; b, a; a, b
+
+
+class Shelf:
+    """Stands for a runtime: notes who was loaded when, and gives each load its own time."""
+
+    def __init__(self):
+        self.log = []
+
+    def load(self, path, threads, seed):
+        self.log.append(path)
+        model = Clock(path, [len(self.log) * 1000], [])
+        model.first_run = model.run
+        return model
+
+
+def test_all_models_are_loaded_anew_in_changing_order():
+    shelf = Shelf()
+    samples, rounds = bench.measure_together(
+        shelf, ["a", "b"], threads=1, seed=0, loads=3, warmup_seconds=0, min_runs=7, min_seconds=0
+    )
+    assert shelf.log == ["a", "b", "b", "a", "b", "a"]
+    # 7 rounds are three of each load, and a load's time is that of its models.
+    assert rounds == [[[1000] * 3, [4000] * 3, [6000] * 3], [[2000] * 3, [3000] * 3, [5000] * 3]]
+    assert [len(own) for own in samples] == [9, 9]
+    assert bench.ratios_to(*rounds) == [2, 0.75, 5 / 6]
 
 
 def test_interleaving_leaves_the_garbage_collector_on_after_an_error():
@@ -437,10 +477,12 @@ def check(result):
     assert 0 < low <= result["relative_latency"] <= high
     wide_low, wide_high = result["details"]["relative_interval_975"]
     assert 0 < wide_low <= result["relative_latency"] <= wide_high
-    assert 0 < latency["min"] <= result["details"]["latency_interval_975_ms"][0]
+    low, high = result["details"]["latency_interval_975_ms"]
+    assert latency["min"] <= low <= high <= latency["max"]
     digest = hashlib.sha256(SCRIPT.read_bytes()).hexdigest()
     assert result["protocol"]["script_sha256"] == digest
     assert result["protocol"]["min_seconds"] == 0.05
+    assert result["protocol"]["loads"] == 20
     assert datetime.datetime.fromisoformat(result["protocol"]["ended"]).tzinfo
     assert result["init_ms"] > 0
     assert result["first_ms"] > 0
@@ -506,7 +548,15 @@ def test_same_file_name_in_two_folders(models, tmp_path):
 
 def test_quick_does_less(models):
     (result,) = results_of(run(models / "float.tflite", "--quick", "--min-seconds=0"))
-    assert result["rounds"] == result["latency_ms"]["runs"] == 20
+    assert result["protocol"]["loads"] == 12
+    assert result["rounds"] == result["latency_ms"]["runs"] == 24  # two in each load
+
+
+def test_few_loads_have_no_interval(models):
+    options = ("--quick", "--min-seconds=0", "--loads=5")
+    (result,) = results_of(run(models / "float.tflite", *options))
+    assert result["relative_latency_interval"] is None
+    assert result["unavailable"]["relative_latency_interval"] == "fewer than 6 loads"
 
 
 @pytest.mark.parametrize(
@@ -550,6 +600,7 @@ def test_crash_of_the_runtime_is_one_line(models, tmp_path, monkeypatch, death, 
     [
         [],
         ["m.tflite", "--threads=0"],
+        ["m.tflite", "--loads=0"],
         ["m.tflite", "--min-seconds=-1"],
         ["m.tflite", "--min-seconds=nan"],
         ["m.tflite", "--cpu=one"],

@@ -314,7 +314,7 @@ def measure(name: str, seconds: float, device: str) -> tuple[dict[str, Any], dic
         said = sparse_inference(encoded)
         refused = miscomputed(encoded) is not None
         _, sparse = benchmark(
-            files, device=device, min_seconds=seconds, min_runs=7, warmup_seconds=0
+            files, device=device, min_seconds=seconds, min_runs=7, loads=7, warmup_seconds=0
         )
     assert sparse.relative_latency is not None
     record = {
