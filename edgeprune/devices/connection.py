@@ -23,6 +23,7 @@ from edgeprune.devices.process import Ended
 from edgeprune.devices.reach import SshReach
 from edgeprune.devices.reachable import ssh_options
 from edgeprune.devices.remote import remote_command, shell_script
+from edgeprune.devices.ssh_errors import explained, is_about_the_key, last_line
 from edgeprune.errors import EdgepruneError, InputError
 
 CONNECT_SECONDS = 30  # jump hosts and slow boards included
@@ -196,7 +197,7 @@ class Connection:
             ) from None
         if line is None:
             assert keeper.stderr is not None
-            said = _last_line(keeper.stderr.read().decode(errors="replace"))
+            said = last_line(keeper.stderr.read().decode(errors="replace"))
             if keeper.wait() == _LOST:
                 raise ConnectionLostError(f"the connection to {self.host} was lost ({said})")
             raise EdgepruneError(
@@ -223,30 +224,12 @@ def _release(keeper: "subprocess.Popen[bytes]") -> None:
 
 
 def _refusal(host: str, said: str) -> EdgepruneError:
-    """Say in a line why no connection was made, and what to do."""
-    last = _last_line(said)
-    if "HAS CHANGED" in said:
-        return InputError(
-            f"the host key of {host} is not the one known: if the device was set up anew, forget "
-            f"the old key with `ssh-keygen -R {host}` and connect once with `ssh {host}`; else "
-            "another machine answers in its place"
-        )
-    if "Host key verification failed" in said:
-        return InputError(
-            f"the host key of {host} is not known yet: connect once with `ssh {host}` and accept it"
-        )
-    if "Permission denied" in said:
-        return EdgepruneError(
-            f"{host} does not let this user in ({last}); give it your key with "
-            f"`ssh-copy-id {host}`, or set reach.user and reach.identity"
-        )
-    kind = ConnectionLostError if any(word in said for word in _LOST_WORDS) else EdgepruneError
-    return kind(f"ssh {host}: {last or 'no message'}")
-
-
-def _last_line(said: str) -> str:
-    lines = [line.strip() for line in process.plain(said).splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    """Return the error for a connection that was not made."""
+    text = explained(host, said)
+    if is_about_the_key(said):
+        return InputError(text)
+    lost = any(word in said for word in _LOST_WORDS)
+    return ConnectionLostError(text) if lost else EdgepruneError(text)
 
 
 def _socket_parent() -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from typing import assert_never
 
+from edgeprune.devices import process
 from edgeprune.devices.profile import DeviceProfile, Runtime
 from edgeprune.devices.reach import (
     AdbReach,
@@ -24,6 +25,7 @@ from edgeprune.devices.reach import (
     TflmReach,
     VelaReach,
 )
+from edgeprune.devices.ssh_errors import explained, last_line
 
 SSH_SECONDS = 8
 ADB_SECONDS = 8
@@ -137,7 +139,7 @@ def _ssh(reach: SshReach) -> Reachability:
     code, said = _run(command, SSH_SECONDS)
     if code == 0:
         return Reachability(True, f"{reach.host} answers")
-    return Reachability(False, f"ssh {reach.host}: {said}")
+    return Reachability(False, explained(reach.host, said))
 
 
 def _adb(reach: AdbReach) -> Reachability:
@@ -153,7 +155,7 @@ def _adb(reach: AdbReach) -> Reachability:
         return Reachability(False, "adb is not on the PATH; install Android's platform tools")
     code, said = _run(["adb", "devices"], ADB_SECONDS)
     if code != 0:
-        return Reachability(False, f"adb devices: {said}")
+        return Reachability(False, f"adb devices: {last_line(said)}")
     states = dict(line.split("\t", 1) for line in said.splitlines() if "\t" in line)
     if reach.serial is None and len(states) > 1:
         return Reachability(
@@ -168,14 +170,14 @@ _STATES = {"device": "connected", "unauthorized": "unauthorized (allow debugging
 
 
 def _run(command: list[str], seconds: float) -> tuple[int, str]:
-    """Run a program and return its exit code with all it printed if 0, else the last line.
+    """Run a program and return its exit code with all it printed.
 
     What it leaves in the background (a connection kept open, adb's server) may hold its output
     open, so that goes to a file; what it starts beside itself ends with it when the time is up.
     """
     with tempfile.TemporaryFile() as output:
         try:
-            process = subprocess.Popen(
+            started = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -183,25 +185,18 @@ def _run(command: list[str], seconds: float) -> tuple[int, str]:
                 start_new_session=True,
             )
         except OSError as error:
-            return -1, f"cannot be started: {error.strerror}"
+            return -1, f"{command[0]} cannot be started: {error.strerror}"
         try:
-            code = process.wait(seconds)
+            code = started.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+                started.wait()
         output.seek(0)
-        text = _plain(output.read(1 << 16).decode(errors="replace"))
+        # A server may say anything.
+        text = process.plain(output.read(1 << 16).decode(errors="replace"))
     if code is None:
         return -1, f"no answer within {seconds:g} s"
-    if code == 0:
-        return 0, text
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return code, lines[-1] if lines else f"exit code {code}"
-
-
-def _plain(text: str) -> str:
-    """Take out what could move a terminal's cursor: a server may say anything."""
-    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
+    return code, text if code == 0 or text.strip() else f"exit code {code}"

@@ -102,7 +102,11 @@ def test_ssh_that_is_refused_says_so():
         port = listening.getsockname()[1]
     found = answer(SshReach(host="127.0.0.1", port=port))
     assert not found.reachable
-    assert "Connection refused" in found.reason
+    said = f"connect to host 127.0.0.1 port {port}: Connection refused"
+    assert found.reason == (
+        f"127.0.0.1 is there, but no ssh server answers ({said}); start it on the device, or set "
+        "reach.port"
+    )
 
 
 def test_ssh_gets_every_setting_as_it_is(tmp_path):
@@ -128,7 +132,10 @@ def test_ssh_that_hangs_is_ended_with_all_it_started(programs, tmp_path, monkeyp
     monkeypatch.setattr(reachable, "SSH_SECONDS", 0.5)
     programs("ssh", f"sleep 60 & echo $! > '{tmp_path}/child'; wait")
     found = answer(SshReach(host="pi"))
-    assert found == reachable.Reachability(False, "ssh pi: no answer within 0.5 s")
+    assert not found.reachable
+    assert found.reason == (
+        "pi does not answer (no answer within 0.5 s); is it switched on and in this network?"
+    )
     child = int((tmp_path / "child").read_text())
     for _ in range(100):
         if not _alive(child):
@@ -146,12 +153,14 @@ def _alive(process):
 
 def test_what_a_server_says_cannot_move_the_cursor(programs):
     programs("ssh", r"printf 'fine\n\033[2Jgone\007\n' >&2; exit 255")
-    assert answer(SshReach(host="pi")).reason == "ssh pi: [2Jgone"
+    assert answer(SshReach(host="pi")).reason == "no connection to pi ([2Jgone); try `ssh pi true`"
 
 
 def test_a_missing_ssh_is_an_answer(programs):
     found = answer(SshReach(host="pi"))
-    assert found.reason == "ssh pi: cannot be started: No such file or directory"
+    assert found.reason.startswith(
+        "no connection to pi (ssh cannot be started: No such file or directory); "
+    )
 
 
 LIST = "List of devices attached"

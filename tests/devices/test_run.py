@@ -44,7 +44,7 @@ def test_what_is_refused_before_anything_runs(arguments, message, model):
 
 
 def test_one_device_raises_its_own_error(model, off):
-    with pytest.raises(EdgepruneError, match=r"^ssh 127\.0\.0\.1: .*refused"):
+    with pytest.raises(EdgepruneError, match=r"^127\.0\.0\.1 is there.*refused\); start it"):
         benchmark(model, device=off("board"))
 
 
@@ -52,5 +52,5 @@ def test_all_devices_failing_is_one_error_that_names_each(model, off):
     with pytest.raises(EdgepruneError) as caught:
         benchmark(model, device=[off("a"), off("b")])
     text = str(caught.value)
-    assert text.startswith("no device gave figures: a: ssh 127.0.0.1: ")
-    assert "; b: ssh 127.0.0.1: " in text
+    assert text.startswith("no device gave figures: a: 127.0.0.1 is there")
+    assert "; b: 127.0.0.1 is there" in text
