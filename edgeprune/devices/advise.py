@@ -12,6 +12,7 @@ from edgeprune.devices.narrowing import structured_pruning
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.rows import refusal_of_sparse
 from edgeprune.devices.subject import Shapes, Subject, subject_of
+from edgeprune.export.finite import not_finite_in_file
 
 _RULES = {
     "int8": techniques.int8,
@@ -88,6 +89,7 @@ def _useless(advice: TechniqueAdvice, blocking: tuple[Reason, ...]) -> Technique
 
 def _notes(subject: Subject, profile: DeviceProfile) -> tuple[str, ...]:
     notes = ["bytes are counted from the weights; the file's own tables vary by a few percent"]
+    notes += map(str, not_finite_in_file(subject.tflite, subject.layers))
     if profile.backend == "tflm":
         notes.append("flash holds the program too; the arena of a model shows in a benchmark")
     if profile.backend in ("tflm", "vela"):

@@ -1,18 +1,11 @@
 """Where a model's time goes: operator by operator and layer by layer, whatever device it ran on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from edgeprune.export.artifact import record_path
-from edgeprune.export.graph import TfliteModel
-from edgeprune.export.layer_names import layer_of
-from edgeprune.files import sha256
+from edgeprune.export.layer_names import Layers
 
-# How names of the converter's own begin.
-_NO_LAYERS = ("StatefulPartitionedCall", "PartitionedCall", "serving_default", "tfl.")
 _CALL_MS = 0.001  # of a model that does nothing, at most
 _APART = 0.25  # of the whole model's time, beyond which the sum is doubted
 
@@ -40,55 +33,6 @@ class OperatorTime:
     share: float | None = None
     runs_on: str | None = None
     reason: str | None = None
-
-
-class Layers:
-    """Names the Keras layer of each operator of a .tflite file.
-
-    Attributes:
-      source: where the names are from: ``record``, the JSON that `edgeprune.convert` wrote beside
-        the file, or ``file``. Keras counts a layer's calls in the names that reach the file, so
-        that these may end in a number more (``conv1_1``).
-    """
-
-    INPUT = "(input)"
-    OUTPUT = "(output)"
-
-    def __init__(self, path: Path, model: TfliteModel) -> None:
-        self._graph = model.subgraphs[0]
-        self._known = _recorded_layers(path)
-        self.source = "record" if self._known else "file"
-
-    def of(self, position: int) -> str:
-        """Return the layer that the operator at a position of the main graph computes.
-
-        What the converter named after the model's output, such as a last activation, counts as
-        the layer's before it; what turns numbers into others at the ends is no layer's.
-        """
-        operator = self._graph.operators[position]
-        found = layer_of(self._graph, operator, self._known)
-        if not found.startswith(_NO_LAYERS) and found != operator.name:
-            return found
-        before = [
-            self._graph.operators.index(self._graph.producers[index])
-            for index in operator.inputs
-            if index in self._graph.producers
-        ]
-        if operator.name in ("QUANTIZE", "DEQUANTIZE"):
-            return self.OUTPUT if before else self.INPUT
-        return self.of(before[0]) if before and before[0] < position else found
-
-
-def _recorded_layers(path: Path) -> frozenset[str]:
-    """Return the names of the Keras model's layers, if the file has its record beside it."""
-    try:
-        record = json.loads(record_path(path).read_text(encoding="utf-8"))
-        names = record["made_by"]["layers"]
-        if record["sha256"] == sha256(path):
-            return frozenset(map(str, names))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return frozenset()
 
 
 def profile_of(

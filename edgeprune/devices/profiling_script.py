@@ -20,12 +20,13 @@ from typing import Any
 from edgeprune.devices.benchmark_model import Node
 from edgeprune.devices.measurement import ModelBenchmark
 from edgeprune.devices.options import RunOptions
-from edgeprune.devices.profiling import Layers, OperatorTime, doubts, is_apart, profile_of
+from edgeprune.devices.profiling import OperatorTime, doubts, is_apart, profile_of
 from edgeprune.devices.profiling_parts import parts_of, write_parts
 from edgeprune.devices.profiling_xnnpack import UNKNOWN, nodes_profile
 from edgeprune.devices.script import one_line
 from edgeprune.errors import EdgepruneError
 from edgeprune.export.graph import TfliteModel
+from edgeprune.export.layer_names import Layers
 from edgeprune.export.tflite import read
 
 ALONE = (

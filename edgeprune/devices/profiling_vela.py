@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprune.devices.profiling import Layers, OperatorTime, profile_of
+from edgeprune.devices.profiling import OperatorTime, profile_of
 from edgeprune.devices.vela_report import Estimate, LayerEstimate
 from edgeprune.export.graph import Subgraph
+from edgeprune.export.layer_names import Layers
 from edgeprune.export.tflite import read
 
 HOW = (

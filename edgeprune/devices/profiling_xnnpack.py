@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.devices.benchmark_model import Node
-from edgeprune.devices.profiling import Layers, OperatorTime, profile_of
+from edgeprune.devices.profiling import OperatorTime, profile_of
 from edgeprune.devices.profiling_parts import parts_of
 from edgeprune.export.graph import Subgraph
+from edgeprune.export.layer_names import Layers
 from edgeprune.export.tflite import read
 
 HOW = (

@@ -21,6 +21,7 @@ from edgeprune.export.artifact import Artifact, Verification, record_path
 from edgeprune.export.candidates import Candidate
 from edgeprune.export.conversion import Conversion
 from edgeprune.export.encode import Sparse
+from edgeprune.export.finite import in_words, not_finite
 from edgeprune.export.float32 import in_float32
 from edgeprune.export.keras_cleanup import cleaned, kept
 from edgeprune.export.post_training import CALIBRATED, Quantize, modes_of
@@ -126,6 +127,7 @@ def convert(
         return _converted_file(Path(model), output, verify, tell)
     tell("load")
     source, program = _program(model, unsafe, input_shape)
+    _check_weights(program)
     program = program.fixed(batch, input_shape)
     columns, measured = None, None
     if quantize == AUTO:
@@ -308,6 +310,16 @@ def _program(
 
 def _stripped(model: Any, input_shape: Shapes | None) -> Program:
     return program_of(with_inputs(in_float32(strip(model)), input_shape))
+
+
+def _check_weights(program: Program) -> None:
+    """Refuse NaN, which nothing computes with; infinities may be a mask's."""
+    if not hasattr(program.owner, "layers"):
+        return
+    if broken := [layer for layer in not_finite(program.owner) if layer.nan]:
+        raise InputError(
+            f"{in_words(broken)}; train it with a smaller learning rate, or load a sound checkpoint"
+        )
 
 
 def _layer_names(program: Program) -> list[str]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import InputError
+from edgeprune.export.finite import not_finite_in_file
 from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, TfliteModel
 from edgeprune.export.inspection import Inspection, Layer, Micro
+from edgeprune.export.layer_names import Layers
 from edgeprune.export.macs import tflite_macs
 from edgeprune.export.micro import dtype_notes, unsupported_operators
 from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes
-from edgeprune.export.sparse_inference import layer_name, sparse_inference
+from edgeprune.export.sparse_inference import sparse_inference
 from edgeprune.export.tflite import read
 
 # Operators whose kernel the converter can store sparse (those with `SparseOpInterface`).
@@ -50,7 +52,7 @@ def inspect(model: Any, *, unsafe: bool = False) -> Inspection:
         from edgeprune.export.inspect_keras import inspect_keras_file
 
         return inspect_keras_file(path, unsafe)
-    return inspect_tflite(read(path))
+    return inspect_tflite(read(path), path)
 
 
 def _is_tflite(path: Path) -> bool:
@@ -61,8 +63,12 @@ def _is_tflite(path: Path) -> bool:
         return False
 
 
-def inspect_tflite(model: TfliteModel) -> Inspection:
+def inspect_tflite(model: TfliteModel, path: Path | None = None) -> Inspection:
     """Inspect a .tflite model that has been read.
+
+    Args:
+      model: its content.
+      path: its file, beside which the record of its conversion may lie.
 
     Raises:
       InputError: its operators contradict their inputs.
@@ -70,10 +76,11 @@ def inspect_tflite(model: TfliteModel) -> Inspection:
     macs = tflite_macs(model)
     facts = {tensor.buffer: _Facts.of(tensor) for tensor in model.weights()}
     rows = _Rows(model, facts)
+    names = Layers(path, model)
     layers = []
     for position, operator in enumerate(model.subgraphs[0].operators):
         count = None if macs.total is None else macs.by_layer[position]
-        layer = rows.row(operator, count)
+        layer = rows.row(operator, names.of(position), count)
         if layer.parameters or layer.macs:
             layers.append(layer)
     parameters = {
@@ -109,7 +116,7 @@ def inspect_tflite(model: TfliteModel) -> Inspection:
         layers=tuple(layers),
         sparse_inference=sparse_inference(model),
         mcu=Micro(tuple(unsupported_operators(model)), tuple(dtype_notes(model))),
-        notes=macs.notes,
+        notes=(*macs.notes, *map(str, not_finite_in_file(model, names.known))),
         unavailable={} if macs.reason is None else {"macs": macs.reason},
     )
 
@@ -155,7 +162,7 @@ class _Rows:
         # Subgraphs nest, so their operators may be visited again, but not without end.
         self.visits_left = _MAX_NESTING * sum(len(graph.operators) for graph in model.subgraphs)
 
-    def row(self, operator: Operator, macs: int | None) -> Layer:
+    def row(self, operator: Operator, name: str, macs: int | None) -> Layer:
         main = self.model.subgraphs[0]
         called = _called(operator)
         if not called:
@@ -164,7 +171,7 @@ class _Rows:
             layer = self.called[called]
         else:
             layer = self.called[called] = self._summary(operator, self._inside(operator))
-        return replace(layer, name=layer_name(main, operator), op=operator.name, macs=macs)
+        return replace(layer, name=name, op=operator.name, macs=macs)
 
     def _summary(self, operator: Operator, steps: Iterable[tuple[Subgraph, Operator]]) -> Layer:
         kernels: dict[int, Tensor] = {}

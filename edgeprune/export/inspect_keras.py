@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import InputError
+from edgeprune.export.finite import not_finite
 from edgeprune.export.inspection import Inspection, Layer, Micro
 from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes
 from edgeprune.export.sparse_inference import SparseInference
@@ -68,7 +69,7 @@ def _inspect(model: Any, content: bytes | None) -> Inspection:
         layers=_layers(model, found, macs),
         sparse_inference=SparseInference(None, (_ONCE_CONVERTED,)),
         mcu=Micro(None),
-        notes=macs.notes,
+        notes=(*macs.notes, *map(str, not_finite(model))),
         unavailable={
             **({} if macs.reason is None else {"macs": macs.reason}),
             "sparse_inference.eligible": _ONCE_CONVERTED,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgeprune.errors import InputError, UnsupportedError, VerificationError
 from edgeprune.export import tflite
 from edgeprune.export.artifact import Verification
+from edgeprune.export.finite import in_words, not_finite
 from edgeprune.export.native import captured_stderr
 from edgeprune.export.program import Program
 from edgeprune.inputs import InputSpec
@@ -395,10 +396,15 @@ def reference(program: Program, samples: Sequence[Array]) -> dict[str, Array]:
         if bad:
             raise VerificationError(
                 f"the Keras model itself gives {bad} NaN or infinite values of {values.size} in "
-                f"output '{name}', so nothing can be compared; mend the model, or pass "
-                "`verify=False`"
+                f"output '{name}', so nothing can be compared{_why(program)}; mend the model, or "
+                "pass `verify=False`"
             )
     return outputs
+
+
+def _why(program: Program) -> str:
+    broken = not_finite(program.owner) if hasattr(program.owner, "layers") else ()
+    return f": {in_words(broken)}" if broken else ""
 
 
 def _agreement(

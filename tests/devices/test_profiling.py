@@ -11,13 +11,14 @@ import pytest
 
 from edgeprune.devices.measurement import Benchmark, Latency, ModelBenchmark
 from edgeprune.devices.options import RunOptions
-from edgeprune.devices.profiling import Layers, OperatorTime, doubts, profile_of
+from edgeprune.devices.profiling import OperatorTime, doubts, profile_of
 from edgeprune.devices.profiling_parts import write_parts
 from edgeprune.devices.profiling_script import ALONE, WHOLE, with_profile, with_profiles
 from edgeprune.devices.run import benchmark
 from edgeprune.devices.script import bench_script
 from edgeprune.errors import EdgepruneError
 from edgeprune.export.graph import Operator, Subgraph, Tensor, TfliteModel
+from edgeprune.export.layer_names import Layers
 from edgeprune.export.tflite import read
 
 SHORT = {"min_seconds": 0.05, "min_runs": 5, "warmup_seconds": 0.01, "starts": 1}
