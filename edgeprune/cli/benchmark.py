@@ -72,8 +72,9 @@ def benchmark(
     """Run .tflite files on devices and measure them.
 
     Several models take turns, round by round, and are compared with the first, so that what
-    slows the device down meanwhile slows them all. Several devices run at the same time; if one
-    fails, the others' results are printed, and the exit code is 1.
+    slows the device down meanwhile slows them all. Several devices run at the same time. If one
+    fails, or refuses a model, or a model does not fit there, all results are printed none the
+    less, and the exit code is 1.
     """
     from edgeprune.devices.compare import compare_with, comparison_table
     from edgeprune.devices.measurement import Benchmark
@@ -126,10 +127,11 @@ def benchmark(
                 click.echo()
             print_table(columns, rows, title)
         for note in (*results.notes, *(profile_notes(results) if profile else ())):
-            print_text(f"note: {note}")
-    for name, reason in results.failures.items():
-        print_text(f"Error: {name}: {reason}", sys.stderr)
+            if not any(problem.endswith(note) for problem in results.problems):
+                print_text(f"note: {note}")
+    for problem in results.problems:
+        print_text(f"Error: {problem}", sys.stderr)
     if plot is not None:
         plot_profiles(results, plot)
-    if results.failures:
+    if results.problems:
         ctx.exit(1)

@@ -123,7 +123,9 @@ def run(models: Sequence[str], profile: DeviceProfile, options: RunOptions) -> l
     benchmark_model times one model a process. So each model has `starts` runs for start-up and
     memory, then ten rounds in an order that rotates and reverses, in each of which it has a tenth
     of its time. The relative latency is the median over the rounds of the model's typical time
-    (the median if benchmark_model prints it, else the mean) by the first's in the same round.
+    (the median if benchmark_model prints it, else the mean) by the first's in the same round. Each
+    run of it loads the model anew, so that the interval over the rounds has in it what differs
+    from load to load.
 
     Args:
       models: paths on this machine.

@@ -136,6 +136,14 @@ class ModelBenchmark:
         return not told and "latency_ms" in self.unavailable
 
     @property
+    def refusals(self) -> list[str]:
+        """Those of its warnings that say that the device cannot run the model."""
+        if self.details.get("failure") is not None:
+            return [f"{self.model}: {self.details['failure']}"]
+        unfit = f"{self.model} does not fit: "
+        return [line for line in self.warnings if line.startswith(unfit)]
+
+    @property
     def _interval(self) -> str | None:
         """The relative latency's interval in words; none for the first model, which is itself."""
         low, high = self.relative_latency_interval or (1.0, 1.0)
@@ -242,6 +250,19 @@ class Benchmark(Sequence[ModelBenchmark]):
     def failures(self) -> dict[str, str]:
         """The devices that gave no figures, and why."""
         return {r.device: r.error for r in self._results if r.error is not None}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What cannot be deployed as it is, each in a line that begins with the device.
+
+        Devices that gave no figures, models that a device refuses, and models that do not fit.
+        """
+        lines = [
+            f"{result.device}: {line}"
+            for result in self._results
+            for line in ([result.error] if result.error is not None else result.refusals)
+        ]
+        return tuple(dict.fromkeys(lines))
 
     def tables(self) -> Iterator[Table]:
         """Yield (title, columns, rows): a table for each kind, device and runtime.

@@ -161,8 +161,16 @@ def estimate(
 
 
 def _failure(ended: process.Ended, words: Sequence[str]) -> EdgepruneError:
-    if ended.late or ended.code < 0:
-        return UnsupportedError(f"Vela {ending(ended)} on this model")
+    if ended.late:
+        return UnsupportedError(
+            f"Vela {ending(ended)} on this model; allow more with --timeout, or make it smaller"
+        )
+    if ended.code < 0:
+        return UnsupportedError(
+            f"Vela {ending(ended)} on this model: the file is damaged, or has what ethos-u-vela "
+            f"{version()} does not survive; convert it again, with --quantize int8 and fixed "
+            "shapes, or try another ethos-u-vela"
+        )
     kind, text = failure_text(words)
     if kind in ("CliOptionError", "ConfigOptionError"):
         return InputError(f"Vela: {text}")

@@ -175,6 +175,22 @@ def test_a_device_that_failed_has_no_table_but_a_line():
     assert Benchmark.from_json(results.to_json()) == results
 
 
+def test_problems_are_what_cannot_be_deployed():
+    unfit = "half.tflite does not fit: it needs 2 bytes of flash, the device has 1, 1 fewer"
+    rows = [
+        model_benchmark(warnings=("it is warm",)),
+        model_benchmark("half.tflite", warnings=("it is warm", unfit), details={"fits": False}),
+        model_benchmark("no.tflite", device="npu", details={"failure": "Vela refuses it"}),
+        *(model_benchmark(name, device="phone", error="it is off") for name in ("a", "b")),
+    ]
+    assert Benchmark(rows).problems == (
+        f"board: {unfit}",
+        "npu: no.tflite: Vela refuses it",
+        "phone: it is off",
+    )
+    assert Benchmark([BASE, HALF]).problems == ()
+
+
 RECORD = json.loads(Benchmark([BASE]).to_json())[0]
 
 
