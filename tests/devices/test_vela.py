@@ -321,7 +321,7 @@ def test_a_model_that_vela_crashes_on(folder, u55, tmp_path):
 
 
 def test_too_little_time(folder, u55):
-    with pytest.raises(UnsupportedError, match="since its time was up, on this .*--timeout"):
+    with pytest.raises(UnsupportedError, match=r"since its time was up, on this .*--timeout"):
         vela.run([str(folder / "two.tflite")], u55, RunOptions(timeout_seconds=0.0))
 
 
