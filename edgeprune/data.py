@@ -168,8 +168,8 @@ def load_calibration(source: Any, inputs: Sequence[InputSpec]) -> list[Array]:
     """
     with _opened(source, "calibration data") as (source, name):
         named = {spec.name for spec in inputs}
-        if isinstance(source, Mapping) and "y" in source and named.isdisjoint(source):
-            source = source.get("x")  # training data, whose targets are not needed
+        if isinstance(source, Mapping) and {"x", "y"} <= set(source) and named.isdisjoint(source):
+            source = source["x"]  # training data, whose targets are not needed
         found = collect(source, inputs, name)
     columns = fit_inputs(found, inputs, name, integers_to_floats=False)
     chosen = evenly_spaced(len(columns[0]), MAX_ITERATED_SAMPLES)

@@ -1,5 +1,6 @@
 """Samples of a model's inputs, in any of the forms people have them, sorted and checked."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from edgeprune.inputs import InputSpec, shape_text
 Array = npt.NDArray[Any]
 
 MAX_ITERATED_SAMPLES = 512
+_UNNAMED = "arr_0"  # what NumPy calls an array that is saved without a name
+
+_log = logging.getLogger(__name__)
 
 
 def evenly_spaced(total: int, wanted: int) -> npt.NDArray[np.intp]:
@@ -32,8 +36,8 @@ def collect(source: Any, inputs: Sequence[InputSpec], name: str) -> list[Array]:
 
     Args:
       source: an array; a tuple or list (in the order of `inputs`) or a mapping by input name of
-        arrays (a single input's may be called `x`); or an iterable of batches of these, alone or
-        as (x, y) or (x, y, sample_weight).
+        arrays (a single input's may be called `x`; one of another name is taken, and told); or an
+        iterable of batches of these, alone or as (x, y) or (x, y, sample_weight).
       inputs: what the model takes.
       name: of the source, for messages.
 
@@ -44,6 +48,9 @@ def collect(source: Any, inputs: Sequence[InputSpec], name: str) -> list[Array]:
       InputError: the source has another form, holds nothing, or fails while it is read.
     """
     if isinstance(source, Mapping) or _is_array(source):
+        taken = _taken(source, inputs) if isinstance(source, Mapping) else None
+        if taken not in (None, _UNNAMED):
+            _log.warning("%s: '%s' is taken for input '%s'", name, taken, inputs[0].name)
         return _one_batch(source, inputs, name)
     if isinstance(source, tuple | list):
         several = len(inputs) > 1 and len(source) == len(inputs)
@@ -132,11 +139,21 @@ def _named(
     if len(inputs) == 1:
         if "x" in arrays:
             return np.asarray(arrays["x"])
-        if len(arrays) == 1:
+        if _taken(arrays, inputs) is not None:
             return np.asarray(next(iter(arrays.values())))
     found = ", ".join(f"'{key}'" for key in arrays) or "nothing"
     wanted = f"'{spec.name}'" + (" or 'x'" if len(inputs) == 1 else "")
     raise InputError(f"{name}: no array {wanted}; found: {found}")
+
+
+def _taken(arrays: Mapping[Any, Any], inputs: Sequence[InputSpec]) -> Any | None:
+    """Return the key of another name that a single input's array may have, if it is all there is.
+
+    Targets are no samples.
+    """
+    if len(inputs) > 1 or len(arrays) != 1 or {"x", "y", inputs[0].name} & set(arrays):
+        return None
+    return next(iter(arrays))
 
 
 def fit_inputs(

@@ -33,6 +33,30 @@ def project(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+# Calibration from files of one array
+
+
+def test_an_array_of_another_name_is_taken_and_told(tmp_path, caplog):
+    np.savez(tmp_path / "c.npz", pictures=image(5))
+    (column,) = load_calibration(tmp_path / "c.npz", IMAGE)
+    assert column.shape == (5, 4, 4, 1)
+    assert caplog.messages == [f"{tmp_path}/c.npz: 'pictures' is taken for input 'image'"]
+
+
+@pytest.mark.parametrize("name", ["image", "x", "arr_0"])
+def test_an_array_of_its_own_name_or_none_is_taken_silently(tmp_path, caplog, name):
+    np.savez(tmp_path / "c.npz", **{name: image(5)})
+    (column,) = load_calibration(tmp_path / "c.npz", IMAGE)
+    assert len(column) == 5
+    assert caplog.messages == []
+
+
+def test_targets_alone_are_no_samples(tmp_path):
+    np.savez(tmp_path / "c.npz", y=image(5))
+    with pytest.raises(InputError, match="no array 'image' or 'x'; found: 'y'"):
+        load_calibration(tmp_path / "c.npz", IMAGE)
+
+
 # Calibration from memory
 
 
