@@ -250,6 +250,7 @@ def _document(artifact: "Artifact") -> dict[str, object]:
         "verification": verification
         and {
             "samples": verification.samples,
+            "random": verification.random,
             "max_abs_error": verification.max_abs_error,
             "argmax_agreement": verification.argmax_agreement,
             "passed": verification.passed,

@@ -20,6 +20,7 @@ class Verification:
       tolerance: the bound that was applied, in words and numbers.
       passed: whether it held.
       notes: what makes the pass worth less than it seems, a sentence each.
+      random: whether the samples were made up, since there were no typical ones.
     """
 
     samples: int
@@ -28,6 +29,12 @@ class Verification:
     tolerance: str
     passed: bool
     notes: tuple[str, ...] = ()
+    random: bool = False
+
+    @property
+    def on(self) -> str:
+        """What both ran on, in words."""
+        return f"{self.samples} {'random ' * self.random}sample{'s' * (self.samples != 1)}"
 
     def __str__(self) -> str:
         agreement = (
@@ -38,7 +45,7 @@ class Verification:
         verdict = "verified" if self.passed else "failed"
         return "\n".join(
             [
-                f"{verdict} on {self.samples} samples: max abs error {self.max_abs_error:.2e}"
+                f"{verdict} on {self.on}: max abs error {self.max_abs_error:.2e}"
                 f"{agreement} (tolerance: {self.tolerance})",
                 *(f"note: {note}" for note in self.notes),
             ]

@@ -106,6 +106,7 @@ class Conversion:
                 self._expected,
                 coarsest(modes_of(quantize)),
                 self.tolerance,
+                random=self.columns is None,
             )
             if not verification.passed:
                 raise VerificationError(_failed(verification, self.channels_removed))
@@ -168,7 +169,7 @@ def _failed(verification: Verification, removed: int) -> str:
     agreement = verification.argmax_agreement
     return (
         f"the converted model does not compute what the Keras model computes: max abs error "
-        f"{verification.max_abs_error:.3g} on {verification.samples} samples"
+        f"{verification.max_abs_error:.3g} on {verification.on}"
         + ("" if agreement is None else f", arg max the same on {agreement:.1%}")
         + f" (tolerance: {verification.tolerance}); no file was written. Try a finer quantization "
         "or more typical calibration data; `tolerance` or `verify=False` accepts it"

@@ -269,6 +269,8 @@ def verify(
     expected: Mapping[str, Array],
     quantize: str,
     tolerance: float | None = None,
+    *,
+    random: bool = False,
 ) -> Verification:
     """Run a converted model on samples, and compare it with what the Keras model gave.
 
@@ -285,6 +287,7 @@ def verify(
         1e-3 of the largest output. A classifier fails where the arg max differs on more than half
         of the samples whose two largest outputs are further apart than the errors that pass. A
         tolerance that is given is applied alone.
+      random: whether the samples were made up, which the result says.
 
     Returns:
       The figures, passed or not, and in `notes` why a pass proves little, if it does. The arg max
@@ -338,6 +341,7 @@ def verify(
         tolerance="; ".join(limits),
         passed=bool(passed),
         notes=tuple(notes),
+        random=random,
     )
 
 

@@ -69,12 +69,14 @@ def test_convert_prints_the_contract_and_nothing_else(folder, converted):
     assert document["quantization"] == "int8"
     assert list(document["verification"]) == [
         "samples",
+        "random",
         "max_abs_error",
         "argmax_agreement",
         "passed",
         "notes",
     ]
     assert document["verification"]["passed"] is True
+    assert document["verification"]["random"] is False
 
 
 def test_convert_says_what_it_did(folder):
@@ -83,7 +85,7 @@ def test_convert_says_what_it_did(folder):
     assert ran.stderr == ""
     first, second = ran.stdout.splitlines()
     assert first.startswith(f"{folder}/float.tflite: ")
-    assert second.startswith("verified on ")
+    assert second.startswith("verified on 256 random samples: max abs error ")
 
 
 def test_inspect_of_tflite(folder, converted):
