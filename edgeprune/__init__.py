@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeprune.models import load_model
     from edgeprune.pipeline import compress
     from edgeprune.quantization.clustering import WeightClustering
+    from edgeprune.quantization.preserve_clusters import PreserveClusters
     from edgeprune.quantization.qat import quantize_aware
     from edgeprune.recipe import Recipe
     from edgeprune.sensitivity.allocation import allocate_sparsity
@@ -53,6 +54,7 @@ _HOMES = {
     "MagnitudePruning": "sparsity.callbacks",
     "NM": "sparsity.patterns",
     "PolynomialDecay": "sparsity.schedules",
+    "PreserveClusters": "quantization.preserve_clusters",
     "PreserveSparsity": "sparsity.callbacks",
     "PruningGroup": "structure.group",
     "PruningPlan": "structure.plan",
@@ -100,6 +102,7 @@ __all__ = [
     "InputError",
     "MagnitudePruning",
     "PolynomialDecay",
+    "PreserveClusters",
     "PreserveSparsity",
     "PruningGroup",
     "PruningPlan",

@@ -251,6 +251,11 @@ def _load_error(path: Path, error: Exception) -> EdgepruneError:
             f"{path} was quantized by TensorFlow Model Optimization, whose models tf_keras cannot "
             "load from .keras files; save it as .h5"
         )
+    if re.search("Weight count mismatch for layer .* quant_", text):
+        return UnsupportedError(
+            f"{path} was quantized by TensorFlow Model Optimization, which cannot load a model "
+            "whose clusters it kept; save what strip(model) returns"
+        )
     return InputError(
         f"model file {path} cannot be loaded ({first_line(error)}); it may be damaged: save it "
         "again, or load it in Python and pass the model"

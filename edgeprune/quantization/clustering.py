@@ -10,9 +10,15 @@ import numpy as np
 
 from edgeprune import models
 from edgeprune.errors import InputError, listed
+from edgeprune.quantization.clustering_checks import (
+    check_finite,
+    check_not_kept,
+    check_unwrapped,
+    not_finite,
+    tell_if_diverged,
+)
 from edgeprune.quantization.clustering_held import HeldClusters
 from edgeprune.quantization.clustering_kmeans import Initial, cluster
-from edgeprune.quantization.tfmot import is_clusterer
 from edgeprune.steps.callback import HoldingCallback
 from edgeprune.steps.scope import Scope, Selector, several
 from edgeprune.steps.window import check_window, last_due, resolve_step
@@ -74,8 +80,8 @@ class WeightClustering(HoldingCallback[HeldClusters]):
     Args:
       clusters: values other than zero, 2 or more, in each kernel, or in each output channel.
       per_channel: cluster each output channel by itself.
-      initial: where k-means begins: at the ``optimal`` centroids (in kernels of more than 32768
-        weights, nearly), at centroids spread ``linear`` between the extremes, by ``density``, or
+      initial: where k-means begins: at the ``optimal`` centroids (of more than 2048 weights a
+        cluster, nearly), at centroids spread ``linear`` between the extremes, by ``density``, or
         drawn at ``random``.
       seed: of the draw.
       begin_step: when to cluster: an int is a step of the optimizer, a float in [0, 1] a fraction
@@ -164,11 +170,12 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         Raises:
           InputError: as of the fit itself.
         """
-        _check_unwrapped(model)
+        check_unwrapped(model)
+        check_not_kept(model)
         chosen = self._scope.select(model)
         kernels = [kernel for kernel, _ in chosen]
         self._check_sizes(kernels, self._clusters_of(chosen))
-        _check_finite(kernels)
+        check_finite(kernels)
 
     def step(self) -> None:
         """Let members share one value after an update of the optimizer; not in a tf.function.
@@ -179,7 +186,8 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         self._step_alone()
 
     def _begin(self, model: Any, done_steps: int, total_steps: int | None) -> HeldClusters:
-        _check_unwrapped(model)
+        check_unwrapped(model)
+        check_not_kept(model)
         chosen = self._scope.select(model)
         fit_step = max(0, self._step - done_steps)
         self._first_step = (
@@ -207,7 +215,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
             model.distribute_strategy,
         )
         self._check_sizes(held.kernels, held.clusters)
-        _check_finite(held.kernels)
+        check_finite(held.kernels)
         if self._step >= self._first_step:
             self._cluster(held)
         return held
@@ -218,7 +226,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
     def _advance(self, held: HeldClusters, previous_step: int, step: int) -> None:
         if not held.on:
             if step >= self._first_step:
-                _check_finite(held.kernels)
+                check_finite(held.kernels)
                 self._cluster(held)
         elif self.frequency is not None:
             due = last_due(step, self._first_step, self._last_step, self.frequency)
@@ -226,7 +234,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
                 held.change()
 
     def _mend(self, held: HeldClusters) -> None:
-        if not held.on or _not_finite(held.kernels):
+        if not held.on or not_finite(held.kernels):
             return
         most = [held.members(index).distinct() for index in range(len(held.kernels))]
         # As they are, weights of another time or moving averages may have other values, as few.
@@ -251,13 +259,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
                 "the clustering was to begin: nothing was clustered",
                 stacklevel=2,
             )
-        broken = _not_finite(held.kernels)
-        if broken:
-            warnings.warn(
-                f"training diverged: {broken} ended with NaN or infinite weights; train with a "
-                "smaller learning rate",
-                stacklevel=2,
-            )
+        if tell_if_diverged(held.kernels):
             return
         self.report = tuple(
             KernelClusters(
@@ -299,35 +301,9 @@ def _check_clusters(name: str, value: object) -> None:
         raise InputError(f"{name} is a whole number, 2 or more; got {value!r}")
 
 
-def _check_unwrapped(model: Any) -> None:
-    for _, layer in models.layers(model):
-        if is_clusterer(layer):
-            raise InputError(
-                f"model '{model.name}' is clustered by TensorFlow Model Optimization already "
-                f"(layer '{layer.name}' is a {type(layer).__name__}); strip it first"
-            )
-
-
 def _sharing(kernel: models.Kernel, per_channel: bool) -> int:
     """Return how many weights share the centroids of a table: those of a channel or kernel."""
     shape = kernel.variable.shape
     return math.prod(
         size for axis, size in enumerate(shape) if not (per_channel and axis in kernel.output_axes)
     )
-
-
-def _check_finite(kernels: Sequence[models.Kernel]) -> None:
-    broken = _not_finite(kernels)
-    if broken:
-        raise InputError(
-            f"{broken} has NaN or infinite weights, which cannot be clustered; where training made "
-            "them, train with a smaller learning rate"
-        )
-
-
-def _not_finite(kernels: Sequence[models.Kernel]) -> str | None:
-    """Return the name of the first kernel with weights that are no numbers, if there is one."""
-    for kernel in kernels:
-        if not np.isfinite(kernel.variable.numpy()).all():
-            return kernel.name
-    return None

@@ -1,4 +1,4 @@
-"""Make a model train on the int8 grid (QAT), zeros kept if a callback keeps them (PQAT)."""
+"""Make a model train on the int8 grid (QAT), with callbacks that keep zeros, clusters or both."""
 
 import logging
 from collections.abc import Iterable
@@ -20,14 +20,21 @@ def quantize_aware(model: Any, skip: Iterable[str] = ()) -> Any:
     range learned in training. Layers of other kinds compute in float; they are logged once, and
     `float_layers` lists them. (TFLite computes Conv3D in float; its kernel keeps the grid.)
 
-    Fit it as usual, with `PreserveSparsity` to keep a pruned model's zeros, then convert it:
-    `edgeprune.convert` strips it first. A saved aware model loads with `edgeprune.load_model`, or
-    with Keras once `edgeprune.quantization.layers` is imported.
+    Fit it as usual, with `PreserveSparsity` to keep a pruned model's zeros (PQAT), with
+    `PreserveClusters` to keep a clustered model's few values (CQAT), or with both (PCQAT), then
+    convert it: `edgeprune.convert` strips it first. A saved aware model loads with
+    `edgeprune.load_model`, or with Keras once `edgeprune.quantization.layers` is imported.
+
+    tf_keras models are quantized by TensorFlow Model Optimization (TFMOT): kernels of Conv2D and
+    Dense layers that are clustered as a whole (at most 128 values, four weights or more to each)
+    with its cluster-preserving scheme, which keeps their zeros too if they have some; others with
+    its prune-preserving scheme. A warning in the log names the first. Fit with the same callbacks,
+    which keep what TFMOT does not: clusters of depthwise kernels and of channels. TFMOT cannot load
+    a model whose clusters it keeps: save what `strip` returns.
 
     Args:
       model: a built Functional or Sequential Keras 3 or tf_keras model, also with such models
-        inside. It is not changed. tf_keras models are quantized by TensorFlow Model Optimization
-        with its prune-preserving scheme.
+        inside. It is not changed.
       skip: names (patterns such as ``"block1_*"``) or class names of layers to leave in float.
 
     Returns:

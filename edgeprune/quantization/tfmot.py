@@ -1,5 +1,8 @@
 """tf_keras models: quantization-aware training by TensorFlow Model Optimization (TFMOT).
 
+Kernels that are clustered as a whole get its cluster-preserving scheme, all others its
+prune-preserving one; see `tfmot_clusters`.
+
 TFMOT's grid differs from the converter's in two places: it has one scale for a whole Dense or
 DepthwiseConv2D kernel, where the converter has one an output channel. The converter's is finer,
 so zeros stay zeros there and other weights move by less than half a step of TFMOT's grid.
@@ -9,10 +12,17 @@ import logging
 from typing import Any
 
 from edgeprune import models
-from edgeprune.errors import InputError, UnsupportedError
+from edgeprune.errors import InputError, UnsupportedError, listed
 from edgeprune.models import import_tfmot, remade
 from edgeprune.quantization import grid
+from edgeprune.quantization.kernel_values import KernelValues
 from edgeprune.quantization.names import skipped_layers
+from edgeprune.quantization.tfmot_clusters import (
+    clusters_to_keep,
+    kernels_kept,
+    quantize_config,
+    trained_kernel,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +33,7 @@ _REFUSED = frozenset({"SeparableConv1D", "Lambda"})
 
 
 def quantize_aware(model: Any, skip: tuple[str, ...]) -> Any:
-    """Quantize a tf_keras model with TFMOT's prune-preserving scheme; see `qat.quantize_aware`.
+    """Quantize a tf_keras model with TFMOT's combined schemes; see `qat.quantize_aware`.
 
     Layers that TFMOT refuses, and models inside the model, stay in float and are logged.
     """
@@ -50,6 +60,14 @@ def quantize_aware(model: Any, skip: tuple[str, ...]) -> Any:
     left = float_layers(attempt.aware)
     if left:
         log.warning("These layers are left in float: %s", ", ".join(left))
+    kept = kernels_kept(attempt.aware)
+    if kept:
+        names = [k.layer.name for k in models.kernels(attempt.aware) if id(k.variable) in kept]
+        log.warning(
+            "TensorFlow Model Optimization keeps the clusters of %s; fit with PreserveClusters() "
+            "for any others",
+            listed(names),
+        )
     return attempt.aware
 
 
@@ -116,6 +134,7 @@ class _Attempt:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._clusters = clusters_to_keep(model)
         self._kept: list[str] = []
         self.aware: Any = None
 
@@ -126,7 +145,7 @@ class _Attempt:
         """
         while names:
             try:
-                self.aware = _apply(self._model, {*self._kept, *names})
+                self.aware = _apply(self._model, {*self._kept, *names}, self._clusters)
             except _RefusedError as refused:
                 log.debug("TFMOT refused %s: %s", names, refused)
                 named = [name for name in names if f"Layer {name}:" in str(refused)]
@@ -143,7 +162,7 @@ class _RefusedError(Exception):
     """TFMOT failed to quantize a set of layers; the message is its own."""
 
 
-def _apply(model: Any, names: set[str]) -> Any:
+def _apply(model: Any, names: set[str], clusters: dict[str, KernelValues]) -> Any:
     """Quantize the named layers of a copy of a model, or raise `_RefusedError`."""
     import tf_keras
 
@@ -159,7 +178,8 @@ def _apply(model: Any, names: set[str]) -> Any:
     own = {type(layer).__name__: type(layer) for _, layer in models.layers(model)}
     try:
         with tf_keras.utils.custom_object_scope(own):
-            return tfmot.quantization.keras.quantize_apply(annotated, scheme=_scheme(tfmot))
+            scheme = _scheme(tfmot, clusters)
+            return tfmot.quantization.keras.quantize_apply(annotated, scheme=scheme)
     # What it raises depends on where in its graph surgery a layer surprises it.
     except (
         AttributeError,
@@ -172,11 +192,12 @@ def _apply(model: Any, names: set[str]) -> Any:
         raise _RefusedError(str(e)) from e
 
 
-def _scheme(tfmot: Any) -> Any:
-    """Return TFMOT's prune-preserving scheme, with one mistake of its registry mended.
+def _scheme(tfmot: Any, clusters: dict[str, KernelValues]) -> Any:
+    """Return TFMOT's prune-preserving scheme, but the cluster-preserving one for some layers.
 
-    It says that it supports every layer without weights, then fails on those that it does not
-    know; and quantize_apply asks it about the layers before the annotated ones, too.
+    A mistake of its registry is mended: it says that it supports every layer without weights, then
+    fails on those that it does not know; and quantize_apply asks it about the layers before the
+    annotated ones, too.
     """
     plain = tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme()
     known = plain.get_quantize_registry()
@@ -184,6 +205,12 @@ def _scheme(tfmot: Any) -> Any:
     registry = scheme.get_quantize_registry()
     claims = registry.supports
     registry.supports = lambda layer: claims(layer) and known.supports(layer)
+    pruning = registry.get_quantize_config
+    registry.get_quantize_config = lambda layer: (
+        quantize_config(tfmot, layer, clusters[layer.name])
+        if layer.name in clusters
+        else pruning(layer)
+    )
     scheme.get_quantize_registry = lambda: registry
     return scheme
 
@@ -337,7 +364,7 @@ def _on_grid(weight: Any, quantizer: Any, state: dict[str, Any]) -> Any:
     """
     import tensorflow as tf
 
-    kernel = tf.convert_to_tensor(weight)
+    kernel = tf.convert_to_tensor(trained_kernel(weight, state))
     if not (getattr(quantizer, "symmetric", False) and getattr(quantizer, "narrow_range", False)):
         return quantizer(kernel, False, weights=state)
     kernel *= state.get("sparsity_mask", 1.0)
