@@ -146,7 +146,20 @@ def _document(file: Path, extended: tuple[Path, ...]) -> dict[str, Any]:
             f"{where}: extends must name another profile; got {shown(base)}; "
             f"known: {', '.join(_names())}"
         )
-    return _merged(_document(found, chain), document)
+    merged = _merged(_document(found, chain), document)
+    if "description" not in document and (own := _own(document)):
+        # The other profile's words would be of a device that this one is not.
+        merged["description"] = f"like {base}, but {', '.join(own)}"
+    return merged
+
+
+def _own(document: Mapping[str, Any]) -> list[str]:
+    """Write what a file says of the device that differs from what it extends."""
+    said = []
+    for path in [*(["backend"] if "backend" in document else []), *statements(document)]:
+        key, _, inner = path.partition(".")
+        said.append(f"{path} = {shown(document[key][inner] if inner else document[key])}")
+    return said
 
 
 def _anchor(reach: Any, folder: Path) -> None:

@@ -173,6 +173,18 @@ def test_a_file_may_extend_what_it_hides(here):
     assert profile.runtime == "benchmark_model"
 
 
+def test_a_profile_that_differs_does_not_describe_what_it_extends(here):
+    write('extends = "cortex-m4"\nthreads = 1\n[limits]\nflash_bytes = 262144\n')
+    assert load_profile("mine").description == (
+        "like cortex-m4, but threads = 1, limits.flash_bytes = 262144"
+    )
+    write('extends = "cortex-m4"\ndescription = "ours"\n[limits]\nflash_bytes = 9\n')
+    assert load_profile("mine").description == "ours"
+    # Another way to the same device is no other device.
+    write('extends = "raspberry-pi-4"\n[reach]\nhost = "pi.local"\n')
+    assert load_profile("mine").description == load_profile("raspberry-pi-4").description
+
+
 def test_profiles_are_looked_for_in_order(here, tmp_path):
     config = tmp_path / "config" / "edgeprune" / "devices"
     write(MINIMAL.replace("a board", "of the configuration"), "cortex-m4", config)
