@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import EdgepruneError, InputError
+from edgeprune.errors import ArgumentError, EdgepruneError, InputError
 from edgeprune.export.packing import container
 from edgeprune.export.packing.arrays import find_arrays
 from edgeprune.export.tflite import read
@@ -161,7 +161,7 @@ def unpack(
         if header.content_bytes > max_bytes:
             raise InputError(
                 f"it claims to hold {header.content_bytes} bytes, more than the {max_bytes} "
-                "allowed; if you trust it, allow more with --max-bytes (max_bytes=)"
+                "allowed; if you trust it, allow more with `max_bytes`"
             )
         # One byte more than the header names tells that there are too many.
         content = container.read(_read(source, header.packed_bytes + 1), header)
@@ -177,7 +177,7 @@ def unpack(
 def _check_target(source: Path, target: Path) -> None:
     check_target(target)
     if target.exists() and source.exists() and target.samefile(source):
-        raise InputError(f"output {target} is the input itself; name another file")
+        raise ArgumentError(f"output {target} is the input itself; name another file")
 
 
 def _memory(source: Path, size: int) -> EdgepruneError:
