@@ -15,10 +15,10 @@ from edgeprune.files import atomic_path
 def keep(results: Path, part: str, result: dict[str, Any]) -> None:
     """Write one part with the command and the machine that made it; other parts stay."""
     document = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    script = f"tools/bench/{Path(sys.argv[0]).name}"
+    script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
     document[part] = {
         **result,
-        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "command": " ".join(["python", script.as_posix(), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

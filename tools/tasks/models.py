@@ -9,22 +9,34 @@ from typing import Any
 from edgeprune.models import import_keras
 
 
-def build_lenet300(classes: int = 10) -> Any:
-    """LeNet-300-100 for 28x28x1 images: 266,610 parameters (Han 2016, arXiv:1510.00149)."""
-    return build_mlp((28, 28, 1), (300, 100), classes, name="lenet300")
+def build_lenet300(classes: int = 10, dropout: float = 0.0, l1: float = 0.0) -> Any:
+    """LeNet-300-100 for 28x28x1 images: 266,610 parameters (Han 2016, arXiv:1510.00149).
+
+    Args:
+      classes: of the images.
+      dropout: fraction of the units of hidden dense layers that a training step leaves out.
+      l1: factor of the hidden layers' absolute weights in the loss.
+    """
+    return build_mlp((28, 28, 1), (300, 100), classes, "lenet300", dropout, l1)
 
 
-def build_lenet5(classes: int = 10) -> Any:
+def build_lenet5(classes: int = 10, dropout: float = 0.0, l1: float = 0.0) -> Any:
     """LeNet-5 for 28x28x1 images in Caffe's shapes: 431,080 parameters (Han 2016).
 
     As in Caffe's `lenet.prototxt`, only the first dense layer has an activation.
+
+    Args:
+      classes, dropout, l1: as of `build_lenet300`.
     """
     keras = import_keras()
     layers = keras.layers
     inputs = keras.Input((28, 28, 1))
-    x = layers.MaxPooling2D()(layers.Conv2D(20, 5, name="conv1")(inputs))
-    x = layers.MaxPooling2D()(layers.Conv2D(50, 5, name="conv2")(x))
-    x = layers.Dense(500, activation="relu", name="ip1")(layers.Flatten()(x))
+    regular = {"kernel_regularizer": keras.regularizers.L1(l1)} if l1 else {}
+    x = layers.MaxPooling2D()(layers.Conv2D(20, 5, name="conv1", **regular)(inputs))
+    x = layers.MaxPooling2D()(layers.Conv2D(50, 5, name="conv2", **regular)(x))
+    x = layers.Dense(500, activation="relu", name="ip1", **regular)(layers.Flatten()(x))
+    if dropout:
+        x = layers.Dropout(dropout)(x)
     return keras.Model(inputs, _head(keras, classes)(x), name="lenet5")
 
 
@@ -41,14 +53,22 @@ def build_cnn1d(classes: int = 10, filters: int = 25) -> Any:
 
 
 def build_mlp(
-    shape: Sequence[int], hidden: Sequence[int] = (100, 100), classes: int = 10, name: str = "mlp"
+    shape: Sequence[int],
+    hidden: Sequence[int] = (100, 100),
+    classes: int = 10,
+    name: str = "mlp",
+    dropout: float = 0.0,
+    l1: float = 0.0,
 ) -> Any:
-    """Dense layers on samples of any shape, flattened."""
+    """Dense layers on samples of any shape, flattened; dropout and l1 as of `build_lenet300`."""
     keras = import_keras()
     inputs = keras.Input(tuple(shape))
     x = keras.layers.Flatten()(inputs)
-    for units in hidden:
-        x = keras.layers.Dense(units, activation="relu")(x)
+    regular = {"kernel_regularizer": keras.regularizers.L1(l1)} if l1 else {}
+    for place, units in enumerate(hidden, start=1):
+        x = keras.layers.Dense(units, activation="relu", name=f"ip{place}", **regular)(x)
+        if dropout:
+            x = keras.layers.Dropout(dropout)(x)
     return keras.Model(inputs, _head(keras, classes)(x), name=name)
 
 

@@ -57,15 +57,14 @@ class Span:
 
 def find_arrays(model: TfliteModel) -> list[Span]:
     """List the arrays worth coding in ascending order, without overlap."""
-    base = _address(np.frombuffer(model.content, np.uint8))
     products = {
-        _address(scales) - base: Product(_address(weights) - base, _address(factor) - base)
+        start_of(model, scales): Product(start_of(model, weights), start_of(model, factor))
         for scales, weights, factor in _products(model)
     }
     found: dict[int, Span] = {}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            for span in _spans(tensor, base, products):
+            for span in _spans(model, tensor, products):
                 found.setdefault(span.start, span)
     spans: list[Span] = []
     for span in sorted(found.values(), key=lambda span: span.start):
@@ -75,23 +74,28 @@ def find_arrays(model: TfliteModel) -> list[Span]:
     return _computable(spans)
 
 
+def start_of(model: TfliteModel, array: Array) -> int:
+    """Return where an array that was read from a file begins in it."""
+    return _address(array) - _address(np.frombuffer(model.content, np.uint8))
+
+
 def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _spans(tensor: Tensor, base: int, products: dict[int, Product]) -> Iterator[Span]:
+def _spans(model: TfliteModel, tensor: Tensor, products: dict[int, Product]) -> Iterator[Span]:
     kind = _kind(tensor.dtype)
     if tensor.data is not None and kind is not None:
         size = tensor.data.nbytes
         own = size >= _LARGE_BYTES or (len(tensor.shape) > 1 and size >= _OWN_BYTES)
         number, remainder = divmod(size, kind.itemsize)
         if not remainder and (own or (size >= SMALLEST_BYTES and kind.itemsize > 1)):
-            start = _address(tensor.data) - base
+            start = start_of(model, tensor.data)
             yield Span(start, number, kind, not own, _channels(tensor, number) if own else ())
     if tensor.quantization is not None:
         scales = tensor.quantization.scale
         if scales.nbytes >= SMALLEST_BYTES:
-            start = _address(scales) - base
+            start = start_of(model, scales)
             yield Span(start, scales.size, SCALES, True, (), products.get(start))
 
 
