@@ -86,8 +86,9 @@ class CompressionReport:
       rows: the baseline first, the result last, or before it with look-up tables.
       stages: what each stage took and left: ``stage seconds score_name score sparsity parameters
         macs file``; where channels left, ``groups refused``; where weights were clustered,
-        ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`; where asked for,
-        ``look_up_tables``.
+        ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`; where they trained on
+        the int8 grid, `edgeprune.quantization.kernel_values.KernelValues` of the model as it was
+        left; where asked for, ``look_up_tables``.
       device_choices: what the devices named chose of the recipe; none without devices.
       devices: what the .tflite files do on each of them.
     """

@@ -257,7 +257,6 @@ class _Run:
         model = self._latest()
         if spec.rewrite_padding:
             model = _with_rewritten_padding(model)
-        compile_like(model, self.model, self.data, self._rate(spec.learning_rate))
         pruning = MagnitudePruning(
             PolynomialDecay(
                 initial_sparsity=spec.initial_sparsity,
@@ -267,48 +266,38 @@ class _Run:
             ranking=spec.ranking,
             skip=spec.skip,
         )
-        fit(
-            model,
-            self.data,
-            spec.epochs,
-            self.recipe.training,
-            [pruning],
-            "sparsity",
-            self.progress,
-        )
+        self._train(model, spec, [pruning], "sparsity")
         save_model(plain_copy(model), self.folder.path / "sparse.keras")
         return [self._keras_row("pruned (Keras)", model, "sparse.keras")]
 
     def _clustering(self) -> list[Row]:
-        from edgeprune.sparsity.callbacks import PreserveSparsity
-
         spec = self.recipe.clustering
         assert spec is not None
         model = self._latest()
-        compile_like(model, self.model, self.data, self._rate(spec.learning_rate))
         clustering = _clustering_of(spec)
         # Kernels that are not clustered may have zeros too.
-        callbacks = [PreserveSparsity(), clustering] if _sparsity_of(model) > 0 else [clustering]
-        training = self.recipe.training
-        fit(model, self.data, spec.epochs, training, callbacks, "clustering", self.progress)
+        self._train(model, spec, [*_preserving_sparsity(model), clustering], "clustering")
         self.details = {"kernels": [asdict(kernel) for kernel in clustering.report]}
         save_model(plain_copy(model), self.folder.path / "clustered.keras")
         return [self._keras_row("clustered (Keras)", model, "clustered.keras")]
 
     def _quantization(self) -> list[Row]:
         from edgeprune.export.strip import strip
+        from edgeprune.quantization.kernel_values import values_of
+        from edgeprune.quantization.preserve_clusters import PreserveClusters
         from edgeprune.quantization.qat import quantize_aware
-        from edgeprune.sparsity.callbacks import PreserveSparsity
 
         spec = self.recipe.quantization
         assert spec is not None
         model = self._latest()
-        callbacks = [PreserveSparsity()] if _sparsity_of(model) > 0 else []
+        callbacks = _preserving_sparsity(model)
+        # In kernels of hardly more weights than clusters there may be nothing to keep.
+        if self.recipe.clustering and any(values_of(kernel).clustered for kernel in kernels(model)):
+            callbacks.append(PreserveClusters())
         aware = quantize_aware(model, skip=spec.skip)
-        compile_like(aware, self.model, self.data, self._rate(spec.learning_rate))
-        training = self.recipe.training
-        fit(aware, self.data, spec.epochs, training, callbacks, "quantization", self.progress)
+        self._train(aware, spec, callbacks, "quantization")
         model = strip(aware)
+        self.details = {"kernels": [asdict(values_of(kernel)) for kernel in kernels(model)]}
         save_model(model, self.folder.path / "quantized.keras")
         return [self._keras_row("int8 grid (Keras)", model, "quantized.keras")]
 
@@ -346,6 +335,12 @@ class _Run:
             _with_latency(row, results[row.file]) if row.file in results else row
             for row in self.folder.rows
         ]
+
+    def _train(self, model: Any, spec: Any, callbacks: list[Any], stage: str) -> None:
+        training = self.recipe.training
+        rate = spec.learning_rate or training.learning_rate
+        compile_like(model, self.model, self.data, rate)
+        fit(model, self.data, spec.epochs, training, callbacks, stage, self.progress)
 
     def _latest(self) -> Any:
         """The newest Keras model of the run, read back from its file as a resumed run would."""
@@ -408,9 +403,6 @@ class _Run:
             evenly_spaced(len(self.data.y), self.recipe.export.calibration_samples)
         )
 
-    def _rate(self, stage_rate: float | None) -> float | None:
-        return stage_rate if stage_rate is not None else self.recipe.training.learning_rate
-
     def _tell(self, stage: str, fraction: float, note: str = "") -> None:
         if self.progress is not None:
             self.progress(stage, fraction, note)
@@ -437,6 +429,12 @@ def _clustering_of(spec: ClusteringSpec) -> "WeightClustering":
     from edgeprune.quantization.clustering import WeightClustering
 
     return WeightClustering(spec.clusters, per_channel=spec.per_channel, skip=spec.skip)
+
+
+def _preserving_sparsity(model: Any) -> list[Any]:
+    from edgeprune.sparsity.callbacks import PreserveSparsity
+
+    return [PreserveSparsity()] if _sparsity_of(model) > 0 else []
 
 
 def _sparsity_of(model: Any) -> float:

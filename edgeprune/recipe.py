@@ -165,6 +165,8 @@ class ClusteringSpec:
 class QuantizationSpec:
     """Quantization-aware training on the int8 grid; zeros that are there stay.
 
+    So do the clusters of `ClusteringSpec` where there is one; see `edgeprune.PreserveClusters`.
+
     Attributes:
       epochs: of training on the grid.
       skip: names, name patterns or layer types that train in float.
@@ -219,11 +221,6 @@ class Recipe:
             raise InputError(
                 f"recipe: [quantization] trains on the int8 grid, but [export] quantize is "
                 f"'{self.export.quantize}'; set it to 'int8' or leave [quantization] out"
-            )
-        if self.clustering is not None and self.quantization is not None:
-            raise InputError(
-                "recipe: [quantization] would train the clusters of [clustering] apart again; "
-                "leave [quantization] out: export.quantize 'int8' keeps them without it"
             )
         if self.export.look_up_tables and self.export.quantize != "int8":
             raise InputError(
@@ -370,6 +367,17 @@ PRESETS: dict[str, Recipe] = {
     "prune-cluster-int8": Recipe(
         sparsity=SparsitySpec(),
         clustering=ClusteringSpec(clusters=15),
+        export=ExportSpec(quantize="int8"),
+    ),
+    "cqat-int8": Recipe(
+        clustering=ClusteringSpec(),
+        quantization=QuantizationSpec(),
+        export=ExportSpec(quantize="int8"),
+    ),
+    "pcqat-int8": Recipe(
+        sparsity=SparsitySpec(),
+        clustering=ClusteringSpec(clusters=15),
+        quantization=QuantizationSpec(),
         export=ExportSpec(quantize="int8"),
     ),
     "structured": Recipe(structure=StructureSpec(target_macs=0.5)),

@@ -1,5 +1,7 @@
 """Recipes: presets, TOML in and out, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,24 +40,8 @@ STRUCTURES = st.sampled_from(["pruning_ratio", "target_macs", "target_parameters
         decay=st.sampled_from(["none", "cosine"]),
     )
 )
-# One of the two: clusters are not kept while training on the int8 grid.
-CLUSTERING_OR_QUANTIZATION = st.fixed_dictionaries(
-    {
-        "clustering": st.builds(
-            ClusteringSpec,
-            clusters=st.integers(2, 999),
-            per_channel=st.booleans(),
-            epochs=st.integers(1, 9),
-            skip=NAMES.map(tuple),
-            learning_rate=st.none() | st.floats(1e-9, 1.0),
-        )
-    }
-) | st.fixed_dictionaries(
-    {"quantization": st.none() | st.builds(QuantizationSpec, epochs=st.integers(1, 9))}
-)
 RECIPES = st.builds(
-    lambda one, **others: Recipe(**one, **others),
-    one=CLUSTERING_OR_QUANTIZATION,
+    Recipe,
     training=st.builds(
         TrainingSpec,
         batch_size=st.integers(1, 999),
@@ -75,6 +61,16 @@ RECIPES = st.builds(
         learning_rate=st.none() | st.floats(1e-9, 1.0),
         rewrite_padding=st.booleans(),
     ),
+    clustering=st.none()
+    | st.builds(
+        ClusteringSpec,
+        clusters=st.integers(2, 999),
+        per_channel=st.booleans(),
+        epochs=st.integers(1, 9),
+        skip=NAMES.map(tuple),
+        learning_rate=st.none() | st.floats(1e-9, 1.0),
+    ),
+    quantization=st.none() | st.builds(QuantizationSpec, epochs=st.integers(1, 9)),
     export=st.builds(ExportSpec, quantize=st.sampled_from(["int8", "int16x8"])),
 )
 
@@ -101,6 +97,9 @@ def test_presets_say_what_their_names_say():
         assert (PRESETS[name].sparsity is not None) == sparse
         assert PRESETS[name].quantization is None
         assert PRESETS[name].export.quantize == "int8"
+    for name in ("cqat-int8", "pcqat-int8"):
+        without = PRESETS[name.replace("pcqat", "prune-cluster").replace("cqat", "cluster")]
+        assert PRESETS[name] == replace(without, quantization=QuantizationSpec())
     assert PRESETS["structured"] == Recipe(structure=StructureSpec(target_macs=0.5))
     for name, sparse in (("structured-int8", False), ("structured-pqat-int8", True)):
         assert PRESETS[name].structure == PRESETS["structured"].structure
@@ -135,8 +134,8 @@ def test_unknown_preset_names_the_presets():
         ("[clustering]\nepochs = 0", "clustering.epochs must be at least 1"),
         ("[clustering]\nvalues = 4", "unknown key 'values'; the keys here are clusters, per_"),
         (
-            "[clustering]\n[quantization]\n[export]\nquantize = 'int8'",
-            "would train the clusters of .clustering. apart again; leave .quantization. out",
+            "[clustering]\n[quantization]\n[export]\nquantize = 'none'",
+            "int8 grid, but .export. quantize is 'none'",
         ),
         ("[structure]\npruning_ratio = 50", r"ratio is a fraction in .*got 50; did you mean 0.5"),
         ("[structure]\npruning_ratio = 1.0", "pruning_ratio is a fraction in .*got 1$"),

@@ -1,4 +1,6 @@
-"""`compress` with a stage that clusters weights: values counted in the files, a kill, refusals."""
+"""`compress` with stages that cluster weights and train them on: values counted in the files."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from edgeprune.errors import InputError
 from edgeprune.export import tflite
 from edgeprune.models import import_keras, kernels, load_model
 from edgeprune.pipeline import compress
-from edgeprune.recipe import Recipe
+from edgeprune.recipe import QuantizationSpec, Recipe
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +135,53 @@ def test_the_int8_file_has_as_few_values_in_each_channel(whole):
     control = tflite.read(whole.output / "baseline-int8.tflite").subgraphs[0]
     (stem, *_) = (k for op in control.operators for k in control.kernels(op))
     assert max(map(values, stem.data.reshape(8, -1))) > CLUSTERS
+
+
+@pytest.fixture(scope="module")
+def aware(whole, model, data, tmp_path_factory):
+    """The report of a run that trains the same clusters on the int8 grid."""
+    recipe = replace(RECIPE, quantization=QuantizationSpec(epochs=2))
+    return compress(model, data, recipe, tmp_path_factory.mktemp("aware") / "out")
+
+
+def test_training_on_the_grid_keeps_clusters_and_zeros(aware):
+    names = [stage["stage"] for stage in aware.stages]
+    assert names == ["baseline", "sparsity", "clustering", "quantization", "export", "benchmark"]
+    assert aware.rows[-1].score > 0.8
+    before, after = (arrays(aware.output, f) for f in ("clustered.keras", "quantized.keras"))
+    told = {kernel["name"]: kernel for kernel in aware.stages[3]["kernels"]}
+    assert set(told) == set(after)
+    moved = False
+    for name, weights in after.items():
+        assert not weights[before[name] == 0].any()
+        channels = weights.reshape(-1, weights.shape[-1]).T
+        if name != "depth/kernel":
+            assert max(map(values, channels)) <= CLUSTERS
+            assert told[name]["distinct_in_channel"] == max(map(values, channels))
+            moved |= not np.allclose(weights, before[name], atol=np.abs(weights).max() / 100)
+    assert moved
+    assert told["depth/kernel"]["distinct_in_channel"] > CLUSTERS
+    assert told["point/kernel"]["zeros"] >= 32
+
+
+def test_the_file_of_training_on_the_grid_has_as_few_values_in_each_channel(aware):
+    graph, most = tflite.read(aware.output / "model.tflite").subgraphs[0], {}
+    for operator in graph.operators:
+        for kernel in graph.kernels(operator):
+            assert kernel.dtype == "int8"
+            if operator.name != "DEPTHWISE_CONV_2D":
+                channels = kernel.data.reshape(kernel.shape[0], -1)
+                most[kernel.shape] = max(map(values, channels))
+    assert len(most) == 3
+    assert max(most.values()) <= CLUSTERS
+
+
+def test_more_clusters_than_a_kernel_shares_are_no_error(model, data, tmp_path):
+    """Where each of 64 weights has a cluster of its own, there is nothing for the grid to keep."""
+    sections = {"clustering": {"clusters": 64, "epochs": 1, "skip": ["stem", "head", "depth"]}}
+    recipe = Recipe.from_dict({**sections, "quantization": {"epochs": 1}})
+    report = compress(model, data, recipe, tmp_path / "out")
+    assert report.rows[-1].name == "clustered int8"
 
 
 def broken():
