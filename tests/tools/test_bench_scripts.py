@@ -38,9 +38,28 @@ def test_every_script_is_tried_here():
         "structure_quality.py",
         "clustering_quality.py",
         "sparsity_allocation.py",
+        "interval_coverage.py",
         "sparse_eligibility.py",  # in tests/devices/test_sparse_truth.py, with its device
     }
     assert {path.name for path in BENCH.glob("*.py")} == tried
+
+
+def test_a_sample_of_the_coverage_runs(tmp_path):
+    results = tmp_path / "results.json"
+    options = ["--runs", "2", "--min-seconds", "0.05", "--results", results]
+    options += ["--script", BENCH.parent / "bench_on_device.py"]
+    command = [sys.executable, BENCH / "interval_coverage.py", *options]
+    ran = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    printed = json.loads(ran.stdout)
+    (kept,) = json.loads(results.read_text()).values()
+    assert kept["rows"] == printed["rows"]
+    # Two models, each by the script and by what was named beside it: here the same one.
+    assert [row["model"] for row in printed["rows"]] == ["mobilenet-v1"] * 2 + ["ds-cnn"] * 2
+    for row in printed["rows"]:
+        assert (row["runs"], row["comparisons"]) == (2, 2)
+        assert row["coverage"] in (0, 0.5, 1)
+        assert row["half_width"] > 0
+        assert {row["false_verdicts_copy"], row["false_verdicts_other"]} <= {0, 1}
 
 
 def test_a_sample_of_the_clustering_runs():
