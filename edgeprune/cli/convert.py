@@ -211,9 +211,21 @@ def convert(
             document["look_up_tables"] = json.loads(made.to_json()) | {"path": str(made.path)}
         click.echo(json.dumps(document, indent=2))
     else:
-        print_text(str(artifact))
+        _print_artifact(artifact)
         if made is not None:
             print_text(f"\n{made}")
+
+
+def _print_artifact(artifact: "Artifact") -> None:
+    from edgeprune.export.candidates import CANDIDATE_COLUMNS, candidate_notes, candidate_rows
+    from edgeprune.report.table import print_table
+    from edgeprune.report.text import print_text
+
+    print_text("\n".join(artifact.summary()))
+    if artifact.candidates:
+        print_text()
+        print_table(CANDIDATE_COLUMNS, candidate_rows(artifact.candidates))
+        print_text("\n".join(["", *candidate_notes(artifact.candidates)]))
 
 
 def _check_tables(model: Path, quantize: str) -> None:

@@ -1,6 +1,6 @@
 """Print what a run of the flow ended with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +47,22 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     ]
     print_table(columns, rows)
     print_text("\nms: median latency of one inference, measured on this machine, 1 thread")
+    for stage in report.stages:
+        _print_fewer_values(stage.get("kernels", ()))
     if report.devices:
         _print_devices(report)
     tables = report.tables and f"; for TFLite Micro: {report.tables.file}"
     print_text(f"Files: {report.output}/ (result: {report.result.file}{tables or ''})")
+
+
+def _print_fewer_values(kernels: Sequence[dict[str, Any]]) -> None:
+    """Name the kernels that had fewer values than clusters, which is as good."""
+    from edgeprune.errors import listed
+
+    few = [kernel for kernel in kernels if kernel["distinct"] < kernel["clusters"]]
+    if few:
+        names = listed([f"{kernel['name']} ({kernel['distinct']})" for kernel in few])
+        print_text(f"note: fewer distinct values than the {few[0]['clusters']} clusters: {names}")
 
 
 def _print_devices(report: "CompressionReport") -> None:

@@ -5,8 +5,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprune.export.candidates import Candidate, candidates_table
-from edgeprune.report.table import format_bytes
+from edgeprune.export.candidates import (
+    CANDIDATE_COLUMNS,
+    Candidate,
+    candidate_notes,
+    candidate_rows,
+)
+from edgeprune.report.table import format_bytes, render
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ class Artifact:
     def __fspath__(self) -> str:
         return str(self.path)
 
-    def __str__(self) -> str:
+    def summary(self) -> list[str]:
+        """Say what the file is and how it was verified, a line each."""
         lines = [
             f"{self.path}: {format_bytes(self.bytes)} ({format_bytes(self.gzip_bytes)} gzip), "
             f"quantization {self.quantization}, sparsity {self.sparsity:.3f}"
@@ -120,9 +126,13 @@ class Artifact:
         if in_file.get("channels_removed"):
             lines.append(f"after conversion: {in_file['summary'].splitlines()[0]}")
         verified = "not verified, as asked" if self.verification is None else self.verification
-        lines.append(str(verified))
+        return [*lines, *str(verified).splitlines()]
+
+    def __str__(self) -> str:
+        lines = self.summary()
         if self.candidates:
-            lines += ["", candidates_table(self.candidates)]
+            table = render(CANDIDATE_COLUMNS, candidate_rows(self.candidates))
+            lines += ["", table, "", *candidate_notes(self.candidates)]
         return "\n".join(lines)
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from textwrap import shorten
 
 from edgeprune.drop import ACCURACY, AGREEMENT, ERROR
-from edgeprune.report.table import Column, render
+from edgeprune.report.table import Cell, Column
 
 # On fewer samples than this, one of them alone is a drop of 0.01.
 _FEW = 100
 _REASON_PLACES = 72
-_COLUMNS = (
+CANDIDATE_COLUMNS = (
     Column("mode"),
     Column("file", "bytes"),
     Column("gzip", "bytes"),
@@ -50,9 +50,9 @@ class Candidate:
         return shorten(told, _REASON_PLACES, placeholder=" ...")
 
 
-def candidates_table(candidates: Sequence[Candidate]) -> str:
-    """Return the candidates as a table, and below it what was measured on what."""
-    rows = [
+def candidate_rows(candidates: Sequence[Candidate]) -> list[tuple[Cell, ...]]:
+    """Return the values of `CANDIDATE_COLUMNS`, a row a mode."""
+    return [
         (
             one.quantization,
             one.bytes,
@@ -62,16 +62,16 @@ def candidates_table(candidates: Sequence[Candidate]) -> str:
         )
         for one in candidates
     ]
+
+
+def candidate_notes(candidates: Sequence[Candidate]) -> list[str]:
+    """Say what was measured on what, a line each."""
     first = candidates[0]
     what = {
         AGREEMENT: "fraction of samples whose arg max is another than the Keras model's",
         ERROR: "rms change of the outputs, in their standard deviations",
     }.get(first.drop_of, f"{first.drop_of} lost against the Keras model")
-    lines = [
-        render(_COLUMNS, rows),
-        "",
-        f"drop: {what}, on {first.measured_on} samples that nothing was calibrated on",
-    ]
+    lines = [f"drop: {what}, on {first.measured_on} samples that nothing was calibrated on"]
     if first.drop_of in (ACCURACY, AGREEMENT) and first.measured_on < _FEW:
         lines.append(f"note: one sample is a drop of {1 / first.measured_on:.3f}; more tell more")
-    return "\n".join(lines)
+    return lines
