@@ -489,6 +489,8 @@ def measure_together(
 ):
     """Load all models anew `loads` times, and let them take turns each time.
 
+    Loads of one process differ by as much as those of fresh ones, as was measured, and cost less.
+
     Returns:
       Per model, an array of nanoseconds of every run, and of every load the list of its rounds'
       medians.
@@ -498,7 +500,7 @@ def measure_together(
     least_runs, least_seconds = math.ceil(min_runs / loads), min_seconds / loads
     progress = Progress(len(paths), loads)
     for load in range(loads):
-        models = [None] * len(paths)
+        models = [None] * len(paths)  # frees those of the load before
         for i in order(load, len(paths)):
             models[i] = runtime.load(paths[i], threads, seed)
         if load == 0:
@@ -507,8 +509,8 @@ def measure_together(
             lengths = turns(typical, least_runs, least_seconds)
             longest = turn_ns(typical, least_runs, least_seconds)
         else:
-            for model in models:
-                model.first_run()
+            for i in range(len(models)):  # no name may outlive the load, and keep a model
+                models[i].first_run()
         done = interleave(
             models,
             lengths,
