@@ -66,7 +66,7 @@ class ModelBenchmark:
       first_ms: the first inference.
       latency_ms: of an inference when warm.
       relative_latency: its time by that of the benchmark's first model, taken in the same rounds.
-      relative_latency_interval: 95 % interval of that.
+      relative_latency_interval: 95 % interval of that, over several loads of the models.
       peak_memory_bytes: how far the model raised its process's peak of resident memory.
       peak_memory_how: how that was read.
       arena_bytes: TFLite Micro's tensor arena.
