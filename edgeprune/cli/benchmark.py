@@ -95,6 +95,8 @@ def benchmark(
         check_plot(plot)
         if output is not None and plot.absolute() == output.absolute():
             raise click.UsageError("--plot and --output name the same file; give each its own")
+    if output is not None and output.absolute() in {model.absolute() for model in models}:
+        raise click.UsageError(f"--output {output} is one of the models; name another file")
     old = None if compare is None else Benchmark.load(compare)
     if output is not None:
         check_target(output)

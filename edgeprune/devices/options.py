@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeprune.devices.process import Stop
 from edgeprune.devices.profile import MOST_THREADS, DeviceProfile
-from edgeprune.errors import InputError
+from edgeprune.errors import ArgumentError
 from edgeprune.toml_data import shown
 
 # As tools/bench_on_device.py has them, whose test compares the two.
@@ -67,9 +67,11 @@ class RunOptions:
         for key in ("min_seconds", "warmup_seconds", "timeout_seconds"):
             value = getattr(self, key)
             if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"{key} must be seconds, 0 or more; got {shown(value)}")
+                raise ArgumentError(f"`{key}` must be seconds, 0 or more; got {shown(value)}")
         if self.cpus is not None and not (self.cpus and min(self.cpus) >= 0):
-            raise InputError(f"cpus must be numbers from 0, at least one; got {shown(self.cpus)}")
+            raise ArgumentError(
+                f"`cpus` must be numbers from 0, at least one; got {shown(self.cpus)}"
+            )
 
     def threads_on(self, profile: DeviceProfile) -> int:
         """Return the threads of one inference on a device."""
@@ -112,12 +114,12 @@ def names_for(paths: Sequence[str], options: RunOptions) -> tuple[str, ...]:
     """Return what to call each model in the results.
 
     Raises:
-      InputError: not as many names as models were given.
+      ArgumentError: not as many names as models were given.
     """
     if options.names is None:
         return unique_names(paths)
     if len(options.names) != len(paths):
-        raise InputError(
+        raise ArgumentError(
             f"got {len(options.names)} names for {len(paths)} models; give each model one"
         )
     return options.names
@@ -144,4 +146,4 @@ def unique_names(paths: Sequence[str]) -> tuple[str, ...]:
 def _check_whole(key: str, value: int | None, most: float = math.inf) -> None:
     if value is not None and not 1 <= value <= most:
         upto = f" to {most}" if most < math.inf else " on"
-        raise InputError(f"{key} must be a whole number from 1{upto}; got {shown(value)}")
+        raise ArgumentError(f"`{key}` must be a whole number from 1{upto}; got {shown(value)}")

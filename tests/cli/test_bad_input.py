@@ -155,6 +155,11 @@ CASES = {
     "benchmark broken": (["benchmark", "{f}/broken.tflite"], 1, "broken.tflite"),
     "benchmark nothing": (["benchmark"], 2, "Missing argument"),
     "benchmark threads": (["benchmark", "{f}/no.tflite", "--threads", "0"], 2, "threads"),
+    "benchmark output": (
+        ["benchmark", "{f}/broken.tflite", "-o", "{f}/broken.tflite"],
+        2,
+        "is one of the models; name another file",
+    ),
     "benchmark timeout": (["benchmark", "{f}/no.tflite", "--timeout", "nan"], 2, "--timeout"),
     "sensitivity of no data": (
         ["inspect", "{f}/model.keras", "--sensitivity"],

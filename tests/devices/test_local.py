@@ -93,12 +93,12 @@ def test_damaged_model(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"threads": 0}, "threads must be a whole number from 1 to 1024; got 0"),
-        ({"min_runs": 0}, "min_runs must be a whole number from 1 on; got 0"),
-        ({"min_seconds": float("nan")}, "min_seconds must be seconds, 0 or more; got nan"),
-        ({"timeout_seconds": -1}, "timeout_seconds must be seconds"),
+        ({"threads": 0}, "`threads` must be a whole number from 1 to 1024; got 0"),
+        ({"min_runs": 0}, "`min_runs` must be a whole number from 1 on; got 0"),
+        ({"min_seconds": float("nan")}, "`min_seconds` must be seconds, 0 or more; got nan"),
+        ({"timeout_seconds": -1}, "`timeout_seconds` must be seconds"),
         ({"cpus": [4095]}, "--cpu 4095"),
-        ({"cpus": []}, "cpus must be numbers from 0, at least one"),
+        ({"cpus": []}, "`cpus` must be numbers from 0, at least one"),
         ({"names": ["a", "b"]}, "got 2 names for 1 models"),
         ({"runtime": "torch"}, "runtime 'torch' does not run on local; supported: ai-edge-litert"),
     ],

@@ -35,7 +35,7 @@ def off(tmp_path):
         ({"device": ["local", "local"]}, "device 'local' is named twice"),
         ({"device": "cortex-m4", "runtime": "tensorflow"}, "supported: tflite-micro"),
         ({"names": []}, "got 0 names for 1 models"),
-        ({"threads": 2000}, "threads must be a whole number from 1 to 1024"),
+        ({"threads": 2000}, "`threads` must be a whole number from 1 to 1024"),
     ],
 )
 def test_what_is_refused_before_anything_runs(arguments, message, model):
