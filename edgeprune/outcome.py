@@ -87,8 +87,8 @@ class CompressionReport:
       stages: what each stage took and left: ``stage seconds score_name score sparsity parameters
         macs file``; where channels left, ``groups refused``; where weights were clustered,
         ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`; where they trained on
-        the int8 grid, `edgeprune.quantization.kernel_values.KernelValues` of the model as it was
-        left; where asked for, ``look_up_tables``.
+        the int8 grid, ``kernel_values``: see `edgeprune.quantization.kernel_values.KernelValues`;
+        where asked for, ``look_up_tables``.
       device_choices: what the devices named chose of the recipe; none without devices.
       devices: what the .tflite files do on each of them.
     """

@@ -297,7 +297,7 @@ class _Run:
         aware = quantize_aware(model, skip=spec.skip)
         self._train(aware, spec, callbacks, "quantization")
         model = strip(aware)
-        self.details = {"kernels": [asdict(values_of(kernel)) for kernel in kernels(model)]}
+        self.details = {"kernel_values": [asdict(values_of(kernel)) for kernel in kernels(model)]}
         save_model(model, self.folder.path / "quantized.keras")
         return [self._keras_row("int8 grid (Keras)", model, "quantized.keras")]
 

@@ -36,10 +36,12 @@ def clusters_to_keep(model: Any) -> dict[str, KernelValues]:
     Kernels of a Conv2D or Dense layer that have at most 128 values, and four weights or more to
     each; not such as are clustered by channel.
     """
-    kernels = [
-        kernel for kernel in models.kernels(model) if type(kernel.layer).__name__ in _CLASSES
-    ]
-    found = {kernel.layer.name: values_of(kernel) for kernel in kernels}
+    own = {id(layer) for layer in model.layers}  # those of models inside stay in float
+    found = {
+        kernel.layer.name: values_of(kernel)
+        for kernel in models.kernels(model)
+        if id(kernel.layer) in own and type(kernel.layer).__name__ in _CLASSES
+    }
     return {name: values for name, values in found.items() if _of_whole_kernel(values)}
 
 

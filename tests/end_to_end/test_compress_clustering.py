@@ -149,7 +149,7 @@ def test_training_on_the_grid_keeps_clusters_and_zeros(aware):
     assert names == ["baseline", "sparsity", "clustering", "quantization", "export", "benchmark"]
     assert aware.rows[-1].score > 0.8
     before, after = (arrays(aware.output, f) for f in ("clustered.keras", "quantized.keras"))
-    told = {kernel["name"]: kernel for kernel in aware.stages[3]["kernels"]}
+    told = {kernel["name"]: kernel for kernel in aware.stages[3]["kernel_values"]}
     assert set(told) == set(after)
     moved = False
     for name, weights in after.items():
