@@ -38,6 +38,7 @@ _WRONG = (
     "sparse, the model may be computed wrongly on Arm"
 )
 NO_END = "no spatial MEAN (global average pooling) for the sparse part to end in"
+_NEWER_END = f"{NO_END}; newer runtimes than tflite-runtime 2.14 take other reductions, too"
 _DEVICES = "on Arm and WebAssembly only: on x86 XNNPACK has no sparse inference"
 
 
@@ -65,11 +66,13 @@ def sparse_inference(model: TfliteModel) -> SparseInference:
     weights = [kernel for operator in graph.operators for kernel in graph.kernels(operator)]
     if reason := _not_stored_sparse(weights):
         return SparseInference(False, (reason,))
-    parts = sparse_parts(model)
-    if not parts:
-        return SparseInference(False, (NO_END,))
     wrong = miscomputed(model)
     reasons = [] if wrong is None else [in_words(graph, wrong)]
+    parts = sparse_parts(model)
+    if not parts:
+        if wrong is None and _runs_in_newer(model):
+            return SparseInference(None, (_NEWER_END,))
+        return SparseInference(False, (*reasons, NO_END))
     for part in parts:
         if part.blockers:
             reasons.append(in_words(graph, part.blockers[0]))
@@ -81,6 +84,15 @@ def sparse_inference(model: TfliteModel) -> SparseInference:
             doubt = few or little_work(model)
             return SparseInference(None if doubt else True, (doubt or _DEVICES,))
     return SparseInference(False, tuple(dict.fromkeys(reasons)))
+
+
+def _runs_in_newer(model: TfliteModel) -> bool:
+    """Whether a part of it runs sparse in newer runtimes."""
+    graph = model.subgraphs[0]
+    return any(
+        not part.blockers and _has_enough_zeros(graph, part.operators)
+        for part in sparse_parts(model, newer=True)
+    )
 
 
 def _not_stored_sparse(weights: list[Tensor]) -> str | None:
@@ -119,17 +131,21 @@ class SparsePart:
     blockers: tuple[Blocker, ...]
 
 
-def sparse_parts(model: TfliteModel) -> tuple[SparsePart, ...]:
+def sparse_parts(model: TfliteModel, *, newer: bool = False) -> tuple[SparsePart, ...]:
     """Find the parts of the main graph that may run sparse, whatever their weights hold.
 
     How many weights are zero, and whether they are stored sparse, plays no role here.
+
+    Args:
+      model: whose main graph is looked at.
+      newer: in runtimes newer than tflite-runtime 2.14, if not in that.
 
     Raises:
       InputError: operators' inputs do not fit them, in number or shape.
     """
     graph = model.subgraphs[0]
     try:
-        roles = Roles(graph)
+        roles = Roles(graph, newer=newer)
         parts: list[SparsePart] = []
         seen: set[int] = set()
         for leaf in graph.operators:
@@ -161,6 +177,8 @@ def miscomputed(model: TfliteModel, *, pruned: bool = False) -> Blocker | None:
     graph = model.subgraphs[0]
     try:
         found = _cut_off(graph, Roles(graph), pruned)
+        if found is None:
+            found = _cut_off(graph, Roles(graph, newer=True), pruned)
     except IndexError as error:
         raise InputError(_DAMAGED) from error
     return None if found is None else Blocker(found, _WRONG)
@@ -299,7 +317,8 @@ def _leaving(
 
 def _cut_off(graph: Subgraph, roles: Roles, pruned: bool) -> Operator | None:
     """Find an operator whose output XNNPACK would leave in the changed layout."""
-    if all(roles.of(operator) not in ("exit", "end") for operator in graph.operators):
+    ending = ("exit", "end", "scrambled")
+    if all(roles.of(operator) not in ending for operator in graph.operators):
         return None  # where nothing ends a cluster, XNNPACK makes none
     changed: dict[int, Operator] = {}
     for operator in graph.operators:
@@ -308,7 +327,8 @@ def _cut_off(graph: Subgraph, roles: Roles, pruned: bool) -> Operator | None:
             changed[id(operator)] = operator
     for cluster in _connected(graph, changed, roles):
         if pruned or _has_enough_zeros(graph, cluster):
-            found = _last_changed(graph, cluster, changed, roles)
+            scrambled = (own for own in cluster if roles.of(own) == "scrambled")
+            found = next(scrambled, None) or _last_changed(graph, cluster, changed, roles)
             if found is not None:
                 return found
     return None

@@ -1,6 +1,7 @@
 """Which operators keep XNNPACK's channels-first layout, in which its sparse 1x1 convolutions run.
 
-A rule counts as kept only where both the XNNPACK of tflite-runtime 2.14 and that of 2025 say so.
+A rule counts as kept only where both the XNNPACK of tflite-runtime 2.14 and that of 2025 say so;
+what the newer one alone takes can be asked for too, since it may compute that wrongly.
 
 Source: google/XNNPACK src/subgraph.c, `xnn_check_nchw_compatibility` and `xnn_subgraph_fusion`.
 """
@@ -9,15 +10,17 @@ from typing import Literal
 
 from edgeprune.export.graph import Operator, Subgraph
 
-Role = Literal["entry", "inside", "exit", "end"]
+Role = Literal["entry", "inside", "exit", "end", "scrambled"]
 
+PADS = "pads "
+"""How the reason begins that names padding: what may be rewritten."""
 _SAME = 0  # schema.Padding.SAME
 _INSIDE_NAMES = """
 ADD MUL RESIZE_BILINEAR ABS CEIL ELU FLOOR HARD_SWISH LEAKY_RELU LOGISTIC NEG RELU RELU6
 RELU_0_TO_1 RELU_N1_TO_1 ROUND SQUARE
 """
 _INSIDE = frozenset(_INSIDE_NAMES.split())
-_NEWER = frozenset(("COS", "EXP", "GELU", "LOG", "RSQRT", "SIN", "SQRT", "SUM", "TANH"))
+_NEWER = frozenset(("COS", "EXP", "GELU", "LOG", "RSQRT", "SIN", "SQRT", "TANH"))
 _ONLY_NEWER = "has a sparse form only in runtimes newer than tflite-runtime 2.14"
 # Not layers: a constant's way to its operator, and padding that is merged into the next one.
 _FOLDED = frozenset(("DENSIFY", "DEQUANTIZE", "PAD"))
@@ -27,12 +30,17 @@ class Roles:
     """What each operator of a graph may be in a part that runs sparse, or why it cannot be in one.
 
     An entry starts a part: 3x3, stride 2, 3 channels. What is inside keeps the layout. An exit, a
-    spatial mean, may end it or be inside; an end only ends it.
+    spatial mean, may end it or be inside; an end only ends it. What is scrambled ends it in newer
+    runtimes, which then compute something else.
+
+    Args:
+      graph: the main graph.
+      newer: take what the XNNPACK of 2025 alone takes, too.
     """
 
-    def __init__(self, graph: Subgraph) -> None:
+    def __init__(self, graph: Subgraph, *, newer: bool = False) -> None:
         self._found = {
-            id(operator): _role(graph, operator)
+            id(operator): _role(graph, operator, newer)
             for operator in graph.operators
             if operator.name not in _FOLDED
         }
@@ -43,7 +51,7 @@ class Roles:
 
     def keep(self, operator: Operator) -> bool:
         """Whether an operator takes the layout that the entry makes."""
-        return self.of(operator) in ("inside", "exit", "end")
+        return self.of(operator) in ("inside", "exit", "end", "scrambled")
 
     def why_not(self, operator: Operator, otherwise: str) -> str:
         """Say why an operator has no role, to follow its name in a sentence."""
@@ -114,7 +122,7 @@ def _amounts(graph: Subgraph, padding: Operator) -> tuple[int, int, int, int] | 
     return (*pads[1], *pads[2])
 
 
-def _role(graph: Subgraph, operator: Operator) -> tuple[Role | None, str]:
+def _role(graph: Subgraph, operator: Operator, newer: bool) -> tuple[Role | None, str]:
     tensors = [
         graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0
     ]
@@ -130,29 +138,44 @@ def _role(graph: Subgraph, operator: Operator) -> tuple[Role | None, str]:
         len(graph.tensors[index].shape) == 4 for index in given if graph.constant(index) is None
     )
     if name == "FULLY_CONNECTED":
-        return (None, _ONLY_NEWER) if images else ("inside", "")
+        return (None, _ONLY_NEWER) if images and not newer else ("inside", "")
     if name == "CONV_2D":
         return _convolution_role(graph, operator)
     if name == "DEPTHWISE_CONV_2D":
         return _depthwise_role(graph, operator)
     if not images:
         return None, "does not work on images"
-    if name in ("ADD", "MUL") and any(graph.constant(index) is not None for index in given):
-        return None, "has a constant operand"
+    constants = [tensor for index in given if (tensor := graph.constant(index)) is not None]
+    if name in ("ADD", "MUL") and constants:
+        vectors = all(
+            len(tensor.shape) == 4 and tensor.entries == max(tensor.shape) for tensor in constants
+        )
+        return ("inside", "") if newer and vectors else (None, "has a constant operand")
     if name == "RESIZE_BILINEAR" and 1 in graph.tensors[given[0]].shape[1:3]:
         return None, "enlarges a single row or column"
     if name in _INSIDE:
         return "inside", ""
     if name in _NEWER:
-        return None, _ONLY_NEWER
-    if name == "MEAN":
-        axes = graph.constant(operator.inputs[1]) if len(operator.inputs) > 1 else None
-        if axes is None or sorted(axes.values().reshape(-1) % 4) != [1, 2]:
-            return None, "does not reduce over height and width"
-        return "exit", ""
+        return ("inside", "") if newer else (None, _ONLY_NEWER)
+    if name in ("MEAN", "SUM"):
+        return _reduction_role(graph, operator, newer)
     if name == "DEPTH_TO_SPACE":
         return "end", "changes the layout back"
     return None, "has no sparse form"
+
+
+def _reduction_role(graph: Subgraph, operator: Operator, newer: bool) -> tuple[Role | None, str]:
+    constant = graph.constant(operator.inputs[1]) if len(operator.inputs) > 1 else None
+    axes = None if constant is None else set((constant.values().reshape(-1) % 4).tolist())
+    if operator.name == "MEAN" and axes == {1, 2}:
+        return "exit", ""
+    if axes is not None and newer:
+        # Where axes of images are left they end up in the wrong order, or nothing starts at all.
+        whole = axes >= {1, 2} and len(graph.tensors[operator.outputs[0]].shape) < 4
+        return ("exit" if whole else "scrambled"), ""
+    if operator.name == "SUM":
+        return None, _ONLY_NEWER
+    return None, "does not reduce over height and width"
 
 
 def _convolution_role(graph: Subgraph, operator: Operator) -> tuple[Role | None, str]:
@@ -208,7 +231,7 @@ def _wrong_padding(graph: Subgraph, operator: Operator, wanted: int) -> str:
     how = f" ('same' with stride {_strides(operator)[0]})" if same else ""
     explicit = ", explicitly" if same else ""
     return (
-        f"pads {shown}{how}: XNNPACK's sparse path needs padding {wanted} on every side{explicit}"
+        f"{PADS}{shown}{how}: XNNPACK's sparse path needs padding {wanted} on every side{explicit}"
     )
 
 

@@ -86,6 +86,50 @@ def test_a_part_that_comes_to_another_end_would_be_computed_wrongly(changes, why
         encode_sparse(dense_file(net(**changes), 0.9), "on", lambda content: True)
 
 
+def reduced(operation, axis, keepdims=False):
+    """Reduce, to a vector unless dimensions are kept."""
+
+    def end():
+        def apply(x):
+            y = getattr(keras.ops, operation)(x, axis=axis, keepdims=keepdims)
+            return y if keepdims else layers.Flatten()(y)
+
+        return apply
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("end", "operator"),
+    [
+        # Values in another order; a file that does not start.
+        (reduced("mean", 1), "MEAN"),
+        (reduced("sum", 2), "SUM"),
+        (reduced("mean", 3, keepdims=True), "MEAN"),
+        (reduced("sum", (1, 2), keepdims=True), "SUM"),
+    ],
+)
+def test_reductions_that_newer_runtimes_get_wrong(end, operator):
+    found = stored_sparse(net(end=end))
+    assert miscomputed(found).operator.name == operator
+    verdict = sparse_inference(found)
+    assert verdict.eligible is False
+    assert "computed wrongly on Arm" in verdict.reasons[0]
+    assert sparse_parts(found) == ()
+    with pytest.raises(UnsupportedError, match="computed wrongly on Arm"):
+        encode_sparse(dense_file(net(end=end), 0.9), "on", lambda content: True)
+
+
+def test_a_sum_at_the_end_runs_sparse_in_newer_runtimes_alone():
+    found = stored_sparse(net(end=reduced("sum", (1, 2))))
+    assert miscomputed(found) is None
+    verdict = sparse_inference(found)
+    assert verdict.eligible is None
+    assert "newer runtimes than tflite-runtime 2.14" in verdict.reasons[0]
+    few = sparse_inference(stored_sparse(net(end=reduced("sum", (1, 2))), sparsity=0.5))
+    assert few.eligible is False
+
+
 @pytest.mark.parametrize(
     "changes",
     [
