@@ -12,7 +12,9 @@ from edgeprune.devices.narrowing import structured_pruning
 from edgeprune.devices.profile import DeviceProfile
 from edgeprune.devices.rows import refusal_of_sparse
 from edgeprune.devices.subject import Shapes, Subject, subject_of
+from edgeprune.export.dead_channels import remove_dead_channels_tflite
 from edgeprune.export.finite import not_finite_in_file
+from edgeprune.export.micro import has_look_up_tables
 
 _RULES = {
     "int8": techniques.int8,
@@ -36,7 +38,8 @@ def advise(
 
     Args:
       model: a .tflite file (no TensorFlow is loaded for it), a .keras or HDF5 file, or a Keras 3
-        or tf_keras model. Keras models are converted in memory as they are, at batch 1.
+        or tf_keras model. Keras models are converted in memory as they are, at batch 1, without
+        their dead channels.
       device: name of a profile, a profile's .toml file, or a profile.
       input_shape: free dimensions of a Keras model's sample, without the batch; by input name if
         there are several.
@@ -56,7 +59,7 @@ def advise(
     `edgeprune.export.sparse_inference`.
     """
     profile = device if isinstance(device, DeviceProfile) else load_profile(device)
-    subject = subject_of(model, input_shape=input_shape, unsafe=unsafe)
+    subject = subject_of(model, input_shape=input_shape, unsafe=unsafe, clean=True)
     blocking = blockers(subject, profile)
     found = [
         techniques.advice_on(name, rule(subject, profile), subject, profile)
@@ -89,6 +92,7 @@ def _useless(advice: TechniqueAdvice, blocking: tuple[Reason, ...]) -> Technique
 
 def _notes(subject: Subject, profile: DeviceProfile) -> tuple[str, ...]:
     notes = ["bytes are counted from the weights; the file's own tables vary by a few percent"]
+    notes += _dead_channels(subject)
     notes += map(str, not_finite_in_file(subject.tflite, subject.layers))
     if profile.backend == "tflm":
         notes.append("flash holds the program too; the arena of a model shows in a benchmark")
@@ -96,3 +100,20 @@ def _notes(subject: Subject, profile: DeviceProfile) -> tuple[str, ...]:
         refusal = refusal_of_sparse(subject.tflite, profile.runtime)
         notes += [] if refusal is None else [refusal]
     return tuple(notes)
+
+
+def _dead_channels(subject: Subject) -> list[str]:
+    """Say what `edgeprune convert` removes before anything is counted, or of the file itself."""
+    if subject.keras is not None:
+        count = subject.dead_channels
+        told = "are not counted: `edgeprune convert` removes them"
+    elif has_look_up_tables(subject.tflite):
+        return []
+    else:
+        _, report = remove_dead_channels_tflite(subject.tflite.content)
+        count = report.channels_removed
+        told = (
+            f"are counted: `edgeprune convert {subject.name}` removes them, which leaves "
+            f"{report.bytes_after:,} bytes"
+        )
+    return [f"dead channels, which cannot change the output ({count:,}), {told}"] * bool(count)

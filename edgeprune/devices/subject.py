@@ -26,6 +26,7 @@ class Subject:
       keras: the Keras model; None if a .tflite file was given.
       free_inputs: names of the inputs whose batch is left free.
       layers: names of the Keras layers.
+      dead_channels: how many have left `tflite` and `keras`, since they cannot change the output.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Subject:
     keras: Any
     free_inputs: tuple[str, ...]
     layers: frozenset[str]
+    dead_channels: int = 0
 
     @property
     def bytes(self) -> int:
@@ -49,7 +51,9 @@ class Subject:
         return layer_of(self.tflite.subgraphs[0], operator, self.layers)
 
 
-def subject_of(model: Any, *, input_shape: Shapes | None = None, unsafe: bool = False) -> Subject:
+def subject_of(
+    model: Any, *, input_shape: Shapes | None = None, unsafe: bool = False, clean: bool = False
+) -> Subject:
     """Read a .tflite file, or load a Keras model and convert it in memory.
 
     Args:
@@ -58,6 +62,8 @@ def subject_of(model: Any, *, input_shape: Shapes | None = None, unsafe: bool = 
       input_shape: free dimensions of a Keras model's sample, without the batch; by input name if
         there are several. A .tflite file has none.
       unsafe: load a .keras file that carries Python code.
+      clean: leave out a Keras model's dead channels, as `edgeprune.convert` does. A .tflite file
+        is what it is.
 
     Raises:
       InputError: no such file, not a whole model, or free dimensions beside the batch.
@@ -74,11 +80,12 @@ def subject_of(model: Any, *, input_shape: Shapes | None = None, unsafe: bool = 
             return _of_file(path)
         from edgeprune.models import load_model
 
-        return _of_keras(load_model(path, unsafe=unsafe, compile=False), path.name, input_shape)
+        loaded = load_model(path, unsafe=unsafe, compile=False)
+        return _of_keras(loaded, path.name, input_shape, clean)
     from edgeprune.models import keras_of
 
     keras_of(model)
-    return _of_keras(model, model.name, input_shape)
+    return _of_keras(model, model.name, input_shape, clean)
 
 
 def _of_file(path: Path) -> Subject:
@@ -92,20 +99,26 @@ def _of_file(path: Path) -> Subject:
     return Subject(path.name, model, None, free, frozenset())
 
 
-def _of_keras(model: Any, name: str, input_shape: Shapes | None) -> Subject:
+def _of_keras(model: Any, name: str, input_shape: Shapes | None, clean: bool) -> Subject:
     from edgeprune.export.converter import to_tflite
     from edgeprune.export.float32 import in_float32
+    from edgeprune.export.keras_cleanup import cleaned
     from edgeprune.export.program import program_of
     from edgeprune.export.strip import strip
     from edgeprune.models import layers
     from edgeprune.subclassed import with_inputs
 
     plain = strip(model)
+    names = frozenset(layer.name for _, layer in layers(plain))
     program = program_of(with_inputs(in_float32(plain), input_shape))
+    removed = 0
+    if clean:
+        program, said = cleaned(program)
+        removed = said["channels_removed"]
+        plain = program.owner if removed else plain
     # What TFLite lacks shows as an operator of TensorFlow's, and is named as such.
     content = to_tflite(
         program.fixed(1, input_shape), "none", None, integer_io=False, allow_select_ops=True
     )
     free = tuple(spec.name for spec in program.inputs if spec.shape and spec.shape[0] is None)
-    names = frozenset(layer.name for _, layer in layers(plain))
-    return Subject(name, read(content), plain, free, names)
+    return Subject(name, read(content), plain, free, names, removed)

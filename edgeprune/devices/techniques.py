@@ -1,5 +1,6 @@
 """One rule for each technique: whether it pays for a model on a device, and why not."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,11 @@ from edgeprune.devices.weight_bytes import (
     float_kernels,
     int8_bytes,
     integer_kernels,
+    may_be_int8,
     prunable,
     pruned_bytes,
 )
+from edgeprune.errors import EdgepruneError, listed
 from edgeprune.export.sparse_inference import (
     NO_END,
     little_work,
@@ -25,6 +28,7 @@ from edgeprune.export.sparse_inference import (
     sparse_parts,
     too_dense,
 )
+from edgeprune.export.sparse_rules import PADS
 
 SPARSITY = 0.9
 """What advice on sparsity assumes of a model that has fewer zeros."""
@@ -147,7 +151,8 @@ def sparse_float(subject: Subject, profile: DeviceProfile) -> Outcome:
         return outcome
     blocking = sparse_blockers(subject)
     if blocking:
-        return replace(outcome, effect="no faster", reasons=(*outcome.reasons, *blocking))
+        reasons = (*outcome.reasons, *blocking, *_padding_mend(subject, blocking))
+        return replace(outcome, effect="no faster", reasons=reasons)
     if enough and (few := _too_dense(subject)):
         return replace(outcome, effect="no faster", reasons=(*outcome.reasons, few))
     if stored:
@@ -175,8 +180,13 @@ def weight_clustering(subject: Subject, profile: DeviceProfile) -> Outcome:
         if tables
         else f"int8 weights, {CLUSTERS} distinct ones",
     )
-    if not subject.tflite.weights():
+    kernels = subject.tflite.weights()
+    if not kernels:
         return _refused(outcome, [Reason("the model has no kernels")], subject.bytes)
+    others = sorted({kernel.dtype for kernel in kernels if not may_be_int8(kernel)})
+    if others and not any(map(may_be_int8, kernels)):
+        why = Reason(f"is for int8 weights, and these are {listed(others)}")
+        return _refused(outcome, [why], subject.bytes)
     return outcome
 
 
@@ -211,6 +221,25 @@ def sparse_blockers(subject: Subject) -> tuple[Reason, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _padding_mend(subject: Subject, blocking: Iterable[Reason]) -> list[Reason]:
+    """Say how padding that stands in the way is rewritten, where it can be."""
+    padding = {reason.layer for reason in blocking if reason.text.startswith(PADS)}
+    by = "`ep.make_sparse_eligible`, or `rewrite_padding = true` under [sparsity] of a recipe,"
+    if not padding:
+        return []
+    if subject.keras is None:
+        return [Reason(f"{by} may pad so in the Keras model that it comes from")]
+    from edgeprune.structure.eligible import plan_sparse_eligible
+
+    try:
+        can = [name for name in plan_sparse_eligible(subject.keras).rewritten if name in padding]
+    except EdgepruneError:  # a tf_keras or subclassed model
+        return []
+    if not can:
+        return []
+    return [Reason(f"{by} pads {listed(can)} so; the model is to be fine-tuned after it")]
+
+
 def _too_dense(subject: Subject) -> Reason | None:
     """Say why the zeros that are there are not enough, where no qualifying part has enough."""
     graph = subject.tflite.subgraphs[0]
@@ -233,19 +262,31 @@ def _by_reward(
         why = Reason("the device's profile does not say what it brings")
         return Outcome(count(), None, "not known", (why,), sources)
     if reward == "none":
-        why = Reason(f"brings nothing there: {source or 'by its profile'}")
+        why = Reason(f"brings nothing there: {_reason_first(source)}")
         return Outcome(None, False, "no faster", (why,), sources)
     faster: Effect = "faster" if reward in ("speed", "both") else "no faster"
     after, smaller = count(), reward in ("size", "both")
     reasons: list[Reason] = []
     if faster == "no faster":
-        reasons.append(Reason(f"no faster there: {source or 'by its profile'}"))
+        reasons.append(Reason(f"no faster there: {_reason_first(source)}"))
     if smaller and after is not None and after >= subject.bytes:
         reasons.append(Reason(f"the file would take {after:,} bytes, not fewer"))
         smaller = False
     if after is None:
         reasons.append(Reason("how many bytes it saves is for the device's own compiler to say"))
     return Outcome(after, smaller, faster, tuple(reasons), sources)
+
+
+def _reason_first(source: str | None) -> str:
+    """Put what a profile says before where it has it from: ``<where>: <what>; <where>: <what>``."""
+    if source is None:
+        return "by its profile"
+    told = []
+    for part in re.split(r"; (?=https?://)", source):
+        where, _, what = part.partition(": ")
+        known = what and ("://" in where or where.startswith("measured "))
+        told.append(f"{what} [{where}]" if known else part)
+    return "; ".join(told)
 
 
 def _refused(outcome: Outcome, reasons: Iterable[Reason], after: int | None) -> Outcome:

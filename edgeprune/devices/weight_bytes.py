@@ -41,6 +41,11 @@ def integer_kernels(model: TfliteModel) -> list[Tensor]:
     return [kernel for kernel in model.weights() if "int" in kernel.dtype]
 
 
+def may_be_int8(kernel: Tensor) -> bool:
+    """Tell whether a kernel is int8, or a float one that would be."""
+    return kernel.dtype in ("int8", *_FLOATS)
+
+
 def int8_bytes(model: TfliteModel) -> int:
     """Return the file's bytes in int8: a byte a weight, a scale and a zero point a channel."""
     size = len(model.content)
@@ -115,7 +120,7 @@ def clustered_bytes(model: TfliteModel, values: int = CLUSTERS) -> int:
     for graph in model.subgraphs:
         for operator in graph.operators:
             for kernel in graph.kernels(operator):
-                if kernel.buffer in counted:
+                if kernel.buffer in counted or not may_be_int8(kernel):
                     continue
                 counted.add(kernel.buffer)
                 table = values * _channels(operator.name, kernel)

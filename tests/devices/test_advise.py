@@ -11,11 +11,13 @@ from edgeprune.devices.advise import advise
 from edgeprune.devices.lookup import load_profile
 from edgeprune.devices.subject import subject_of
 from edgeprune.devices.techniques import sparse_blockers
-from edgeprune.devices.weight_bytes import float16_bytes, int8_bytes
+from edgeprune.devices.weight_bytes import clustered_bytes, float16_bytes, int8_bytes
 from edgeprune.errors import InputError
+from edgeprune.export.convert import convert
 from edgeprune.export.converter import to_tflite
 from edgeprune.export.encode import encode_sparse
 from edgeprune.export.program import program_of
+from edgeprune.export.tflite import read
 from edgeprune.models import import_keras
 
 keras = import_keras()
@@ -231,6 +233,34 @@ def test_every_layer_in_the_way_is_named():
     assert "conv1 pads (0,1)" in str(advice)
 
 
+def test_what_rewrites_padding_is_named(tmp_path):
+    advice = advise(net(pad=0, depthwise_strides=2), ARM)
+    assert said(advice, "sparse_float").endswith(
+        "`ep.make_sparse_eligible`, or `rewrite_padding = true` under [sparsity] of a recipe, pads "
+        "conv1, dw so; the model is to be fine-tuned after it"
+    )
+    (tmp_path / "net.tflite").write_bytes(file_of(net(pad=0)))
+    stored = advise(tmp_path / "net.tflite", ARM)
+    assert said(stored, "sparse_float").endswith("in the Keras model that it comes from")
+    # A kernel of 7x7 is no matter of padding.
+    assert "make_sparse_eligible" not in str(advise(net(depthwise=7), ARM))
+
+
+def test_reasons_come_before_their_sources(folder, tmp_path):
+    told = said(advise(folder / "net.tflite", "cortex-m4"), "float16")
+    assert told == (
+        "brings nothing there: the kernels take int8 and int16 activations, no float "
+        "[https://github.com/tensorflow/tflite-micro/issues/2473]; TFLite Micro defines no float16 "
+        "operators [https://github.com/ARM-software/CMSIS-NN/blob/main/README.md]"
+    )
+    told = said(advise(folder / "net.tflite", "local"), "int8")
+    assert told.startswith("no faster there: ResNet-8 in int8 took 1.28x")
+    own = profile(tmp_path, '[sources]\n"rewards.float16" = "it is so: we tried"\n')
+    assert said(advise(folder / "net.tflite", own), "float16") == (
+        "brings nothing there: it is so: we tried"
+    )
+
+
 def test_little_sparse_work_is_no_promise():
     model = net(width=2)
     # Products: conv1 8*8*16*27, dw 8*8*16*9;
@@ -251,6 +281,51 @@ def test_bytes_foretell_the_converted_files():
     )
 
 
+def test_dead_channels_that_convert_removes_are_not_counted(tmp_path):
+    model = net(width=128)
+    kernel, bias = (np.array(variable) for variable in model.get_layer("point").weights)
+    kernel[..., :100], bias[:100] = 0, -1  # after relu6 nothing is left of them
+    model.get_layer("point").set_weights([kernel, bias])
+    content = file_of(model)
+    found = advise(model, ARM)
+    # point and point2 lose 100 of 128 channels between them.
+    assert len(content) - found.bytes == pytest.approx(4 * 100 * (16 + 1 + 256), abs=64)
+    artifact = convert(model, tmp_path / "small.tflite", verify=False)
+    assert found.bytes == pytest.approx(artifact.bytes, abs=64)  # the layers' names
+    assert any("(100), are not counted" in note for note in found.notes)
+    assert found.of("int8").bytes_after < int8_bytes(subject_of(model).tflite) - 100 * (16 + 256)
+
+    (tmp_path / "net.tflite").write_bytes(content)
+    stored = advise(tmp_path / "net.tflite", ARM)
+    assert stored.bytes == len(content)
+    (note,) = [note for note in stored.notes if "dead channels" in note]
+    left = convert(tmp_path / "net.tflite", tmp_path / "less.tflite").bytes
+    assert note.endswith(
+        f"`edgeprune convert net.tflite` removes them, which leaves {left:,} bytes"
+    )
+    assert not any("dead channels" in note for note in advise(net(), ARM).notes)
+
+
+def test_int4_weights_are_not_for_look_up_tables(tmp_path):
+    path = tmp_path / "int4.tflite"
+    convert(net(width=128), path, quantize="int4", verify=False)
+    weights = {kernel.dtype for kernel in read(path).weights()}
+    assert "int4" in weights
+    size = path.stat().st_size
+    int8 = sum(kernel.entries for kernel in read(path).weights() if kernel.dtype == "int8")
+    # The depthwise kernel is int8; its 16 channels of 9 weights pay for no table.
+    assert int8 == 9 * 16
+    assert clustered_bytes(read(path)) == size
+    found = advise(path, "cortex-m4").of("weight_clustering")
+    assert (found.verdict, found.bytes_after) == ("does not pay", size)
+    assert "not fewer" in said(advise(path, "cortex-m4"), "weight_clustering")
+    all_int4 = keras.Sequential([keras.Input((64,)), layers.Dense(64), layers.Dense(64)])
+    convert(all_int4, path, quantize="int4", verify=False)
+    assert said(advise(path, "cortex-m4"), "weight_clustering").endswith(
+        "is for int8 weights, and these are int4"
+    )
+
+
 def test_sparse_bytes_foretell_the_encoded_file(tmp_path):
     model = net(width=128)
     for name in ("point", "point2"):
@@ -260,10 +335,9 @@ def test_sparse_bytes_foretell_the_encoded_file(tmp_path):
         flat[np.argsort(np.abs(flat))[: round(0.9 * flat.size)]] = 0
         kernel.assign(values)
     advice = advise(model, ARM).of("sparse_float")
-    encoded, how = encode_sparse(file_of(model), "on", lambda content: True)
-    assert how == "sparse"
+    encoded = convert(model, tmp_path / "sparse.tflite", sparse="on", verify=False)
     assert advice.assumes is None  # the zeros are there
-    assert advice.bytes_after == pytest.approx(len(encoded), rel=0.03)
+    assert advice.bytes_after == pytest.approx(encoded.bytes, rel=0.03)
 
 
 def test_channels_that_do_not_fill_the_kernels():
