@@ -16,7 +16,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 k = importlib.import_module(sys.argv[1])
-from edgeprune import MagnitudePruning, PolynomialDecay, WeightClustering, models
+from edgeprune import MagnitudePruning, PolynomialDecay, PreserveClusters, WeightClustering, models
 from edgeprune.steps.variables import native
 
 rng = np.random.default_rng(0)
@@ -28,11 +28,18 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
 pruning = MagnitudePruning(PolynomialDecay(final_sparsity=0.5))
 callbacks = [WeightClustering(6, frequency=1, per_channel=True, begin_step=2), pruning]
 model.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=callbacks)
-print(json.dumps([
-    [[max(len(np.unique(column[column != 0])) for column in part.numpy().T),
-      int((part.numpy() == 0).sum())] for part in native(kernel.variable).values]
-    for kernel in models.kernels(model)
-]))
+
+def counted():
+    return [
+        [[max(len(np.unique(column[column != 0])) for column in part.numpy().T),
+          int((part.numpy() == 0).sum())] for part in native(kernel.variable).values]
+        for kernel in models.kernels(model)
+    ]
+
+first, before = counted(), model.get_weights()[0]
+model.fit(x, y, batch_size=16, verbose=0, callbacks=[PreserveClusters()])
+moved = not np.array_equal(before, model.get_weights()[0])
+print(json.dumps([first, counted(), moved]))
 """
 
 
@@ -40,7 +47,10 @@ print(json.dumps([
 def test_mirrored_over_two_devices(flavour):
     done = subprocess.run([sys.executable, "-c", SCRIPT, flavour], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    large, small = json.loads(done.stdout.splitlines()[-1])
+    first, kept, moved = json.loads(done.stdout.splitlines()[-1])
+    assert moved
+    assert kept == first
+    large, small = first
     # Half of 300 * 64 and of 64 * 4 weights, alike on both devices.
     assert large == [[6, 9600], [6, 9600]]
     assert small[0] == small[1]
