@@ -1,4 +1,4 @@
-"""Name options in errors as they are typed, not as Python's arguments."""
+"""Name options in errors and notes as they are typed, not as Python's arguments."""
 
 import re
 
@@ -10,6 +10,12 @@ _OPPOSITES = {"clean": "keep_dead", "verify": "no_verify"}
 """Arguments that are flags here, which say the opposite."""
 
 
+def as_typed_here(text: str) -> str:
+    """Like `as_typed`, of the command that runs, if one does."""
+    context = click.get_current_context(silent=True)
+    return text if context is None else as_typed(text, context.command)
+
+
 def as_typed(text: str, command: click.Command) -> str:
     """Put a command's options in the place of the arguments that stand in backticks in a text.
 
@@ -17,7 +23,7 @@ def as_typed(text: str, command: click.Command) -> str:
     ``verify=False`` ``--no-verify`` where that is a flag. What the command has no option for stays.
 
     Args:
-      text: of an error.
+      text: of an error or a note.
       command: whose parameters have the names of Python's arguments.
     """
     options = {option.name: option for option in command.params}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeprune.cli.names import as_typed_here
 from edgeprune.report.text import print_text
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def print_pruned(figures: dict[str, Any], what: str, output: Path | None) -> Non
         print_table(["kept", "because"], kept)
         click.echo()
     for note in figures.get("notes", ()):
-        print_text(f"Note: {note}")
+        print_text(f"Note: {as_typed_here(note)}")
     for name, key in (("parameters", "parameters"), ("MACs", "macs")):
         before, after = figures[f"{key}_before"], figures[f"{key}_after"]
         share = f" ({after / before:.3f}x)" if before and after is not None else ""

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from edgeprune.cli.names import as_typed_here
 from edgeprune.report.text import print_text
 
 
@@ -62,4 +63,4 @@ class _OneLine(logging.Handler):
             # "path:line: Category: message", then the line of code that raised it
             text = text.splitlines()[0].split(": ", 2)[-1]
         # Looked up now: a progress bar puts itself in the place of sys.stderr while it is shown.
-        print_text(f"Note: {text}", sys.stderr)
+        print_text(f"Note: {as_typed_here(text)}", sys.stderr)

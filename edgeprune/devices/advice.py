@@ -15,7 +15,7 @@ Gain = Literal["bytes", "latency"]
 COLUMNS = (
     Column("technique"),
     Column("verdict"),
-    Column("bytes before", "bytes"),
+    Column("bytes\nbefore", "bytes"),
     Column("after", "bytes"),
     Column("latency"),
 )

@@ -22,7 +22,6 @@ _GAP = "  "
 _FIRST_STYLE = "cyan"
 # Places to which a first column, and a last one of text, may be folded before rows become blocks.
 _NARROWEST = 16
-_NARROWEST_PROSE = 24
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def print_table(
     widths = _widths(heads, cells)
     folded = {0: _NARROWEST}
     if len(widths) > 1 and not right[-1]:
-        folded[len(widths) - 1] = _NARROWEST_PROSE
+        folded[len(widths) - 1] = _NARROWEST
     needed = sum(min(width, folded.get(at, width)) for at, width in enumerate(widths))
     if needed + len(_GAP) * (len(widths) - 1) < console.width:
         console.print(_rich_table(heads, cells, right, folded))

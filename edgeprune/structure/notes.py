@@ -17,16 +17,16 @@ def off_target(
 ) -> str | None:
     """Say how far what is left is from a target: above it, or far below."""
     limits = request.limits
-    asked = f"{name}={target / before:.3g}"
+    asked = f"`{name}={target / before:.3g}`"
     if left > target:
         return (
-            f"{asked} is not met: {left / before:.3f} stays with round_to={limits.round_to}, "
-            f"min_channels={limits.min_channels}, max_ratio={limits.max_ratio:g}, what is skipped "
-            "and what is refused; loosen these"
+            f"{asked} is not met: {left / before:.3f} stays with `round_to={limits.round_to}`, "
+            f"`min_channels={limits.min_channels}`, `max_ratio={limits.max_ratio:g}`, what is "
+            "skipped and what is refused; loosen these"
         )
     if left >= _FAR * target or request.ratios:
         return None
-    finer = "; a smaller round_to comes closer" if limits.round_to > 1 else ""
+    finer = "; a smaller `round_to` comes closer" if limits.round_to > 1 else ""
     return (
         f"{asked} was asked, {left / before:.3f} stays: nothing nearer that cuts the groups "
         f"alike was found{finer}"
@@ -48,8 +48,8 @@ def held_back(
       limits: of the plan.
     """
     loose = {
-        f"min_channels={limits.min_channels}": replace(limits, min_channels=1),
-        f"max_ratio={limits.max_ratio:g}": replace(limits, max_ratio=1.0),
+        f"`min_channels={limits.min_channels}`": replace(limits, min_channels=1),
+        f"`max_ratio={limits.max_ratio:g}`": replace(limits, max_ratio=1.0),
     }
     held: dict[str, list[str]] = {}
     for index, group in groups.items():
@@ -60,7 +60,7 @@ def held_back(
         if not reasons and not whole(group, replace(limits, min_channels=1, max_ratio=1.0), began):
             reasons = [*loose]
         if not reasons and not whole(group, Limits(1, max_ratio=1.0), began):
-            reasons = [f"round_to={limits.round_to}", *loose]
+            reasons = [f"`round_to={limits.round_to}`", *loose]
         if reasons:
             held.setdefault(", ".join(reasons), []).append(group.name)
     for reason, names in held.items():

@@ -303,9 +303,9 @@ class _Planning:
             macs = self._macs_after(removed)
             if request.pruning_ratio and not removed and self._untouched():
                 missed = (
-                    f"pruning_ratio={request.pruning_ratio:g}: nothing leaves: every group is "
-                    "refused, skipped, at its limits, or would lose less than half of round_to="
-                    f"{request.round_to}"
+                    f"`pruning_ratio={request.pruning_ratio:g}`: nothing leaves: every group is "
+                    "refused, skipped, at its limits, or would lose less than half of "
+                    f"`round_to={request.round_to}`"
                 )
         notes += [*([missed] if missed else []), *self._notes(removed)]
         return replace(self._described(removed, macs, notes), missed=missed)

@@ -83,7 +83,7 @@ def test_targets_are_met_from_below(resnet, fraction, ranking):
 def test_a_target_out_of_reach_is_said(resnet):
     plan = plan_channels(resnet, target_macs=0.01)
     left = plan.macs_after / plan.macs_before
-    assert f"target_macs=0.01 is not met: {left:.3f} stays with round_to=8" in plan.missed
+    assert f"`target_macs=0.01` is not met: {left:.3f} stays with `round_to=8`" in plan.missed
     assert plan.missed in str(plan)
     assert plan.missed in plan.to_json()["notes"]
 
@@ -160,7 +160,7 @@ def test_a_model_with_free_dimensions_has_no_macs():
     assert plan.to_json()["macs_after"] is None
     assert "MACs: - -> -" in str(plan)
     assert plan.apply().count_params() == plan.parameters_after
-    with pytest.raises(UnsupportedError, match=r"free dimension.* or give target_parameters"):
+    with pytest.raises(UnsupportedError, match=r"free dimension.* or give `target_parameters`"):
         plan_channels(model, target_macs=0.5)
 
 
@@ -170,9 +170,9 @@ def test_a_plan_far_below_its_target_says_so():
     left = plan.macs_after / plan.macs_before
     assert left < 0.6
     asked = (
-        f"target_macs=0.9 was asked, {left:.3f} stays: nothing nearer that cuts the groups alike"
+        f"`target_macs=0.9` was asked, {left:.3f} stays: nothing nearer that cuts the groups alike"
     )
-    assert plan.missed == f"{asked} was found; a smaller round_to comes closer"
+    assert plan.missed == f"{asked} was found; a smaller `round_to` comes closer"
     assert plan.missed in plan.notes
     assert plan_channels(small(), target_macs=0.9, round_to=1).missed is None
 
@@ -181,15 +181,15 @@ def test_limits_that_hold_a_group_are_named():
     def notes(**limits):
         return plan_channels(small(), pruning_ratio=0.5, **limits).notes
 
-    assert notes(min_channels=16) == ("first: nothing leaves with min_channels=16",)
-    assert notes(max_ratio=0.3) == ("first: nothing leaves with max_ratio=0.3",)
+    assert notes(min_channels=16) == ("first: nothing leaves with `min_channels=16`",)
+    assert notes(max_ratio=0.3) == ("first: nothing leaves with `max_ratio=0.3`",)
     assert notes(min_channels=16, max_ratio=0.3) == (
-        "first: nothing leaves with min_channels=16, max_ratio=0.3",
+        "first: nothing leaves with `min_channels=16`, `max_ratio=0.3`",
     )
     assert notes(min_channels=16, skip="first") == ()
     nothing, held = notes(max_ratio=0.1)
-    assert nothing.startswith("pruning_ratio=0.5: nothing leaves")
-    assert held == "first, second: nothing leaves with max_ratio=0.1"
+    assert nothing.startswith("`pruning_ratio=0.5`: nothing leaves")
+    assert held == "first, second: nothing leaves with `max_ratio=0.1`"
 
 
 def test_groups_without_scales_are_named():

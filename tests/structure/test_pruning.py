@@ -168,17 +168,17 @@ def test_rounds_end_at_the_budget(budget):
 
 
 def test_a_budget_that_is_not_met_is_warned_of():
-    with pytest.warns(UserWarning, match=r"target_parameters=0.01 is not met: 0.\d+ stays"):
+    with pytest.warns(UserWarning, match=r"target_parameters=0.01` is not met: 0.\d+ stays"):
         prune_channels(build(), target_parameters=0.01)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pruning_ratio": 0.5, "max_ratio": 0.2}, "pruning_ratio=0.5: nothing leaves"),
-        ({"pruning_ratio": 0.5, "skip": "*", "rounds": 2}, "pruning_ratio=0.5: nothing leaves"),
-        ({"target_macs": 0.5, "min_channels": 32}, "target_macs=0.5 is not met: 1.000 stays"),
-        ({"target_macs": 0.95, "round_to": 16}, "target_macs=0.95 was asked, 0.2.* round_to"),
+        ({"pruning_ratio": 0.5, "max_ratio": 0.2}, "`pruning_ratio=0.5`: nothing leaves"),
+        ({"pruning_ratio": 0.5, "skip": "*", "rounds": 2}, "`pruning_ratio=0.5`: nothing leaves"),
+        ({"target_macs": 0.5, "min_channels": 32}, "target_macs=0.5` is not met: 1.000 stays"),
+        ({"target_macs": 0.95, "round_to": 16}, "target_macs=0.95` was asked, 0.2.* `round_to`"),
     ],
 )
 def test_nothing_or_far_too_much_is_warned_of(arguments, message):
