@@ -27,20 +27,20 @@ def plot_stages(document: Mapping[str, Any], path: Path) -> None:
         for (sizes, errors), (name, result) in zip(grid, document.items(), strict=True):
             stages = result["stages"]
             rows = range(len(stages))
-            sizes.barh(rows, [row["bytes"] for row in stages], 0.7, color=_BAR)
+            sizes.barh(rows, [row["bytes"] / 1024 for row in stages], 0.7, color=_BAR)
             for place, row in enumerate(stages):
                 sizes.text(
-                    row["bytes"],
+                    row["bytes"] / 1024,
                     place,
                     f" {format_bytes(row['bytes'])}, {row['ratio']:.3g}x",
                     va="center",
                     fontsize=8,
                     color=INK,
                 )
-            sizes.set_xlim(0, 1.4 * stages[0]["bytes"])
+            sizes.set_xlim(0, 1.4 * stages[0]["bytes"] / 1024)
             sizes.set_yticks(rows, [row["stage"] for row in stages])
             sizes.set_title(name, loc="left", fontsize=10.5, fontweight="bold")
-            sizes.set_xlabel("bytes")
+            sizes.set_xlabel("KiB")
             for run in result["runs"]:
                 own = [100 * row["test_error"] for row in run["stages"]]
                 errors.plot(own, rows, "o", ms=4, mew=0, color=_BAR, alpha=0.4)
