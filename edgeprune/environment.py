@@ -77,7 +77,7 @@ def _conversion() -> Check:
         with tempfile.TemporaryDirectory() as folder:
             artifact = convert(model, Path(folder) / "probe.tflite")
     except EdgepruneError as error:
-        return Check(name, False, True, str(error), "mend what this line says")
+        return Check(name, False, True, str(error))
     except Exception as error:  # whatever a broken installation raises is the finding
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         return Check(name, False, True, found, "pip install --force-reinstall edgeprune")

@@ -66,7 +66,7 @@ def test_a_plot_without_a_profile_to_draw(model, tmp_path):
         (("--plot", "p.png"), 2, "--plot draws the profile; give --profile, too"),
         (("--profile", "--compare", "old.json"), 2, "--profile and --compare do not go together"),
         (("--profile", "--plot", "p.svg", "-o", "p.svg"), 2, "name the same file"),
-        (("--profile", "--plot", "p.pdf"), 1, "cannot draw a plot as p.pdf; supported: .png, .svg"),
+        (("--profile", "--plot", "p.pdf"), 2, "cannot draw a plot as p.pdf; supported: .png, .svg"),
         (("--profile", "--plot", "no/p.png"), 1, "folder no does not exist"),
     ],
 )
