@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from edgeprune.devices.advise import advise
     from edgeprune.devices.look_up_tables import look_up_tables
     from edgeprune.devices.run import benchmark
-    from edgeprune.errors import EdgepruneError, InputError, UnsupportedError, VerificationError
+    from edgeprune.errors import (
+        ArgumentError,
+        EdgepruneError,
+        InputError,
+        UnsupportedError,
+        VerificationError,
+    )
     from edgeprune.export.artifact import Artifact
     from edgeprune.export.convert import convert
     from edgeprune.export.inspect import inspect
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Advice": "devices.advice",
+    "ArgumentError": "errors",
     "Artifact": "export.artifact",
     "Block": "sparsity.patterns",
     "Change": "sensitivity.changes",
@@ -94,6 +101,7 @@ _HOMES = {
 __all__ = [
     "NM",
     "Advice",
+    "ArgumentError",
     "Artifact",
     "Block",
     "Change",

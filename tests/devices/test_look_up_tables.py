@@ -207,7 +207,7 @@ def test_the_command_writes_both_files(folder, made, tmp_path):
 
 def test_the_command_refuses_before_and_after_the_conversion(folder, tmp_path):
     ran = command(tmp_path / "m.keras", "-o", tmp_path / "m.tflite", "--quantize", "int16x8")
-    assert ran.exit_code == 1
+    assert ran.exit_code == 2
     assert "--look-up-tables are for int8 weights, got --quantize int16x8" in ran.output
     assert not list(tmp_path.iterdir())
     ran = command(folder / "many.tflite", "-o", tmp_path / "m.tflite")

@@ -227,7 +227,7 @@ CASES = {
     "no seeds": (["--recipe", "structured", "--compare-ways", "--seeds", "0"], 2, "x>=1"),
     "plot suffix": (
         ["--recipe", "structured", "--compare-ways", "--plot", "p.gif"],
-        1,
+        2,
         "supported: .png, .svg",
     ),
     "too few epochs": (
