@@ -75,7 +75,8 @@ class WeightClustering(HoldingCallback[HeldClusters]):
     (tools/bench/clustering_quality.py).
 
     Batch normalization that conversion folds into a convolution scales each of its channels: the
-    .tflite file then has that many values a channel, not in all.
+    .tflite file then has that many values a channel, not in all. `PreserveClusters` keeps the
+    clusters in training after this one, as on the int8 grid.
 
     Args:
       clusters: values other than zero, 2 or more, in each kernel, or in each output channel.
