@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeprune.errors import InputError
 from edgeprune.export.finite import not_finite_in_file
 from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, TfliteModel
@@ -14,7 +16,7 @@ from edgeprune.export.inspection import Inspection, Layer, Micro
 from edgeprune.export.layer_names import Layers
 from edgeprune.export.macs import tflite_macs
 from edgeprune.export.micro import dtype_notes, unsupported_operators
-from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes
+from edgeprune.export.sizes import entropy_bytes, histogram, most_distinct, sparse_bytes
 from edgeprune.export.sparse_inference import sparse_inference
 from edgeprune.export.tflite import read
 
@@ -24,6 +26,10 @@ _SPARSE_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CO
 _SPARSE_DTYPES = ("float32", "float16", "int8")
 _DENSE_VIEWS = ("DEQUANTIZE", "DENSIFY")
 _MAX_NESTING = 32
+# Operator -> the axis of its kernel's output channels.
+_CHANNEL_AXES = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
+# Floats with more distinct values than this share of their entries are not clustered.
+_FEW = 0.25
 
 
 def inspect(model: Any, *, unsafe: bool = False) -> Inspection:
@@ -74,7 +80,16 @@ def inspect_tflite(model: TfliteModel, path: Path | None = None) -> Inspection:
       InputError: its operators contradict their inputs.
     """
     macs = tflite_macs(model)
-    facts = {tensor.buffer: _Facts.of(tensor) for tensor in model.weights()}
+    axes = {
+        tensor.buffer: _CHANNEL_AXES[operator.name]
+        for graph in model.subgraphs
+        for operator in graph.operators
+        if operator.name in _CHANNEL_AXES
+        for tensor in graph.kernels(operator)
+    }
+    facts = {
+        tensor.buffer: _Facts.of(tensor, axes.get(tensor.buffer)) for tensor in model.weights()
+    }
     rows = _Rows(model, facts)
     names = Layers(path, model)
     layers = []
@@ -128,11 +143,12 @@ class _Facts:
     entries: int
     zeros: int
     distinct: int
+    distinct_in_channel: int | None
     stored_bytes: int
     entropy_bytes: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "_Facts":
+    def of(cls, tensor: Tensor, axis: int | None) -> "_Facts":
         stored = tensor.stored()
         counts = histogram(stored, tensor.entries - stored.size)
         data_bytes = 0 if tensor.data is None else tensor.data.nbytes
@@ -144,7 +160,18 @@ class _Facts:
                 dimension.index_bytes for dimension in tensor.sparsity.dimensions
             )
         ideal = min(entropy_bytes(counts, dense_bytes), stored_bytes)
-        return cls(tensor.entries, tensor.zeros(), counts.size, stored_bytes, ideal)
+        in_channel = _in_channel(tensor, axis, counts.size)
+        return cls(tensor.entries, tensor.zeros(), counts.size, in_channel, stored_bytes, ideal)
+
+
+def _in_channel(tensor: Tensor, axis: int | None, distinct: int) -> int | None:
+    """Count the distinct values of the output channel that has most of them."""
+    if axis is None or axis >= len(tensor.shape) or not tensor.entries:
+        return None
+    values = tensor.values()
+    if values.dtype.itemsize > 1 and distinct > _FEW * tensor.entries:
+        return None
+    return most_distinct(np.moveaxis(values, axis, 0).reshape(tensor.shape[axis], -1))
 
 
 def _fraction(facts: list[_Facts]) -> float | None:
@@ -196,6 +223,9 @@ class _Rows:
             macs=None,
             sparsity=_fraction(own),
             distinct_values=max((fact.distinct for fact in own), default=None),
+            distinct_in_channel=max(
+                (one for fact in own if (one := fact.distinct_in_channel) is not None), default=None
+            ),
         )
 
     def _inside(self, operator: Operator) -> Iterator[tuple[Subgraph, Operator]]:

@@ -16,6 +16,12 @@ LAYER_COLUMNS = (
     Column("MACs", "count"),
     Column("sparsity", "fraction"),
     Column("distinct", "count"),
+    Column("in a channel", "count"),
+)
+_LEGEND = (
+    "distinct: values in the kernel; in a channel: the most in any output channel",
+    "sparse-encoded: with TFLite's encoding of zeros where that is smaller (convert --sparse); "
+    "entropy: with each kernel's values coded by how often they occur, as edgeprune pack does",
 )
 
 
@@ -32,6 +38,8 @@ class Layer:
       macs: multiply-accumulates; None where the model's are unknown.
       sparsity: fraction of its kernels' entries that are zero; None without a kernel.
       distinct_values: in its kernel; the most in any of them if there are several.
+      distinct_in_channel: the most in any of its kernel's output channels, of a .tflite file; None
+        where that has none, or floats differ nearly all.
     """
 
     name: str
@@ -42,6 +50,7 @@ class Layer:
     macs: int | None
     sparsity: float | None
     distinct_values: int | None
+    distinct_in_channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,7 @@ class Inspection:
                 layer.macs,
                 layer.sparsity,
                 layer.distinct_values,
+                layer.distinct_in_channel,
             )
             for layer in self.layers
         ]
@@ -132,6 +142,7 @@ class Inspection:
             missing = ", ".join(self.mcu.unsupported_ops)
             verdict = f"lacks {missing}" if missing else "has every operator"
             lines.append(f"TFLite Micro {verdict}")
+        lines += _LEGEND
         lines += [f"note: {note}" for note in (*self.mcu.notes, *self.notes)]
         return "\n".join(lines)
 

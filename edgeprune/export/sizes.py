@@ -42,6 +42,22 @@ def histogram(stored: np.ndarray, implied_zeros: int) -> np.ndarray:
     return counts
 
 
+def most_distinct(rows: np.ndarray) -> int:
+    """Count the distinct values of each row, and return the largest count.
+
+    Args:
+      rows: 2-D, of any stored dtype.
+    """
+    if not rows.size:
+        return 0
+    if rows.dtype.itemsize == 1:
+        seen = np.zeros((len(rows), 256), dtype=bool)
+        seen[np.arange(len(rows))[:, np.newaxis], rows.view(np.uint8)] = True
+        return int(seen.sum(axis=1).max())
+    ordered = np.sort(rows, axis=1)
+    return 1 + int((ordered[:, 1:] != ordered[:, :-1]).sum(axis=1).max(initial=0))
+
+
 def entropy_bytes(counts: np.ndarray, dense_bytes: int) -> int:
     """Return what an ideal coder with one histogram makes of a tensor, its table included.
 

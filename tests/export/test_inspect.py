@@ -16,12 +16,13 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import edgeprune
 from edgeprune.errors import EdgepruneError, InputError
 from edgeprune.export.inspect import inspect_tflite
 from edgeprune.export.micro import SUPPORTED_OPERATORS
-from edgeprune.export.sizes import entropy_bytes, histogram, sparse_bytes
+from edgeprune.export.sizes import entropy_bytes, histogram, most_distinct, sparse_bytes
 from edgeprune.export.tflite import read
 
 BOTH = pytest.mark.parametrize("flavour", [keras, tf_keras], ids=["keras", "tf_keras"])
@@ -113,6 +114,8 @@ def test_tflite_figures_by_hand():
     assert (conv.op, conv.shape, conv.parameters, conv.macs) == ("CONV_2D", (4, 3, 3, 2), 76, 1152)
     assert (head.op, head.shape, head.parameters) == ("FULLY_CONNECTED", (3, 64), 195)
     assert (conv.sparsity, conv.distinct_values) == (0.5, 37)
+    # Of 72 floats 37 differ: not clustered. The head's are all 1.
+    assert (conv.distinct_in_channel, head.distinct_in_channel) == (None, 1)
     assert found.macs == 1344
     assert (found.bytes, found.gzip_bytes) == (len(content), len(gzip.compress(content, 9)))
     assert found.sparse_inference.eligible is False
@@ -126,10 +129,40 @@ def test_json_has_the_promised_keys():
     sparse_inference mcu
     """
     assert set(found) == {*keys.split(), "notes", "unavailable"}
-    keys = "name op shape dtype parameters macs sparsity distinct_values"
+    keys = "name op shape dtype parameters macs sparsity distinct_values distinct_in_channel"
     assert set(found["layers"][0]) == set(keys.split())
     assert {"eligible", "reasons"} == set(found["sparse_inference"])
     assert "unsupported_ops" in found["mcu"]
+
+
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8", "dynamic"])
+def test_values_of_clustered_kernels_are_counted_in_channels(quantize):
+    """Channels share values 0, 1, 2 times a factor of their own; the depthwise ones 4 more."""
+    inputs = tf_keras.Input((6, 6, 8))
+    x = tf_keras.layers.Conv2D(16, 3, use_bias=False, name="conv")(inputs)
+    x = tf_keras.layers.DepthwiseConv2D(3, use_bias=False, name="depthwise")(x)
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(4)(tf_keras.layers.Flatten()(x)))
+    random = np.random.default_rng(0)
+    few = random.integers(0, 3, (3, 3, 8, 16)) * np.linspace(0.5, 1.0, 16)
+    filters = np.arange(9).reshape(3, 3, 1, 1) % 7 * np.ones(16)[:, np.newaxis]
+    model.get_layer("conv").set_weights([few])
+    model.get_layer("depthwise").set_weights([filters])
+    found = inspect_tflite(read(convert(model, quantize=quantize)))
+    conv, depthwise = (layer for layer in found.layers if "CONV" in layer.op)
+    assert (depthwise.op, depthwise.distinct_in_channel) == ("DEPTHWISE_CONV_2D", 7)
+    assert conv.distinct_in_channel == 3
+    assert "in a channel" in str(found)
+
+
+@given(
+    arrays(
+        st.sampled_from([np.int8, np.uint8, np.int16, np.float16, np.float32]),
+        st.tuples(st.integers(1, 5), st.integers(1, 40)),
+        elements=st.integers(0, 20),
+    )
+)
+def test_the_most_distinct_values_of_a_row(rows):
+    assert most_distinct(rows) == max(np.unique(row).size for row in rows)
 
 
 @pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
