@@ -3,12 +3,17 @@
 from edgeprune.devices import crashes
 from edgeprune.devices.advice import Reason
 from edgeprune.devices.profile import DeviceProfile
+from edgeprune.devices.reach import VelaReach
 from edgeprune.devices.subject import Subject
 from edgeprune.export.graph import Subgraph
 from edgeprune.export.micro import dtype_notes, unsupported_operators
 
 _IN_PLACE = frozenset(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"))
 _SELECT = "Flex"
+# What TFLite Micro has no kernel for, but Vela 5.2 puts on the accelerator, by probing it with
+# int8 models of one such operator each. DENSIFY goes with sparse encoding, which has its own word.
+_VELA_TAKES = frozenset(("GELU", "RELU_0_TO_1", "RELU_N1_TO_1", "TILE", "DENSIFY"))
+_U85_TAKES = frozenset(("SELECT", "REDUCE_ANY"))
 
 
 def blockers(subject: Subject, profile: DeviceProfile) -> tuple[Reason, ...]:
@@ -23,6 +28,12 @@ def blockers(subject: Subject, profile: DeviceProfile) -> tuple[Reason, ...]:
             "runs as a loop (WHILE), which TFLite Micro may compute wrongly; "
             "build it with unroll=True",
         )
+    elif isinstance(profile.reach, VelaReach):
+        lacking = set(unsupported_operators(subject.tflite)) - _VELA_TAKES
+        if profile.reach.accelerator.startswith("ethos-u85"):
+            lacking -= _U85_TAKES
+        why = "runs neither on the Ethos-U nor in TFLite Micro beside it"
+        found += _operators(subject, lacking, why)
     elif profile.runtime != "tensorflow":
         names = {op.name for graph in subject.tflite.subgraphs for op in graph.operators}
         select = {name for name in names if name.startswith(_SELECT)}

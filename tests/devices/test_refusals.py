@@ -32,6 +32,14 @@ class TopTwo(layers.Layer):
         return keras.ops.top_k(x, 2)[0]
 
 
+@keras.saving.register_keras_serializable("refusals")
+class Sign(layers.Layer):
+    """-1, 0 or 1."""
+
+    def call(self, x):
+        return keras.ops.sign(x)
+
+
 def dense(*units, last=None):
     model = keras.Sequential([keras.Input((16,)), *(layers.Dense(n, "relu") for n in units)])
     if last is not None:
@@ -55,6 +63,22 @@ def test_operators_are_named_with_their_layers():
     with pytest.raises(UnsupportedError, match=message):
         check_operators(subject, load_profiles((PI, M4)))
     check_operators(subject, load_profiles(PI))
+
+
+def test_operators_that_neither_an_accelerator_nor_its_processor_runs():
+    top, sign = (
+        subject_of(dense(8, last=last)) for last in (TopTwo(name="best"), Sign(name="sign"))
+    )
+    for device in (NPU, "ethos-u85-256"):
+        for subject, operator in ((top, r"best \(TOPK_V2\)"), (sign, r".*\(SIGN\)")):
+            message = rf"{device} cannot run the model: {operator} runs neither on the Ethos-U nor"
+            with pytest.raises(UnsupportedError, match=message):
+                check_operators(subject, load_profiles(device))
+    # TFLite Micro has no GELU, but Vela puts it on the accelerator.
+    gelu = subject_of(dense(8, last=layers.Activation("gelu", name="gelu")))
+    check_operators(gelu, load_profiles(NPU))
+    with pytest.raises(UnsupportedError, match="GELU"):
+        check_operators(gelu, load_profiles(M4))
 
 
 def test_operators_of_tensorflow_are_refused_wherever_there_is_no_tensorflow():
