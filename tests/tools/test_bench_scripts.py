@@ -37,6 +37,7 @@ def test_every_script_is_tried_here():
         "pack_size.py",
         "structure_quality.py",
         "clustering_quality.py",
+        "clustered_quantization.py",
         "sparsity_allocation.py",
         "interval_coverage.py",
         "sparse_eligibility.py",  # in tests/devices/test_sparse_truth.py, with its device
@@ -71,6 +72,23 @@ def test_a_sample_of_the_clustering_runs():
     assert result["dense"] > 0.9
     assert len(drops) == 20
     assert drops["mean, changed every step", "adam 3e-3"] < 0.1
+
+
+def test_a_sample_of_the_clustered_quantization(tmp_path):
+    results = tmp_path / "results.json"
+    options = ["--seeds", "1", "--clusters", "4", "--sparsity", "0.8", "--results", results]
+    command = [sys.executable, BENCH / "clustered_quantization.py", *options, "--json"]
+    few = ["--epochs", "10", "--fine-epochs", "3"]
+    ran = subprocess.run([*command, *few], capture_output=True, text=True, check=True)
+    printed, kept = json.loads(ran.stdout), json.loads(results.read_text())["digits"]
+    assert printed["rows"] == kept["rows"]
+    rows = {row["way"]: row for row in kept["rows"]}
+    assert list(rows) == ["post-training", "float", "QAT", "kept"]
+    assert max(rows[way]["values"] for way in ("post-training", "float", "kept")) <= 4
+    assert rows["QAT"]["values"] > 4
+    assert rows["kept"]["ratio"] < 1
+    assert not any(row["lost_zeros"] for row in rows.values())
+    assert rows["kept"]["test_accuracy"] > 0.8
 
 
 def test_a_sample_of_the_quality_runs(tmp_path):
