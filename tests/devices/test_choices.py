@@ -237,11 +237,14 @@ def test_the_recipe_wins(chosen, text, name, value, reason):
         ('quantize = "dynamic"', (PI, NPU), "quantize is 'dynamic', but ethos-u55-128 cannot"),
         ('quantize = "int4"', (M4,), "'int4', but cortex-m4 cannot take it: TFLite Micro has no"),
         ('quantize = "int4"', (PI, NPU), "but ethos-u55-128 cannot take it: the Ethos-U computes"),
-        ('quantize = "int4"', (ARM,), "emulated-arm64 cannot take it: tflite-runtime has no ker"),
+        ('quantize = "int4"', ("older",), "older cannot take it: tflite-runtime has no kernels"),
         ('quantize = "none"', (M4, NPU), "but ethos-u55-128 cannot take it: the Ethos-U computes"),
     ],
 )
-def test_contradictions_are_refused_by_name(chosen, text, devices, message):
+def test_contradictions_are_refused_by_name(chosen, tmp_path, text, devices, message):
+    own = tmp_path / "older.toml"
+    own.write_text('extends = "emulated-arm64"\nruntime = "tflite-runtime"\n')
+    devices = [own if name == "older" else name for name in devices]
     with pytest.raises(InputError, match=message):
         chosen("never eligible", f"[export]\n{text}", *devices)
 
@@ -294,6 +297,18 @@ def test_with_clustering_look_up_tables_are_chosen(chosen, text, devices, value,
     recipe, choices = chosen("never eligible", f"{text}\n[clustering]\nclusters = 3\n", *devices)
     assert recipe.export.look_up_tables is choices["look_up_tables"].value is value
     assert reason in choices["look_up_tables"].reason
+
+
+@pytest.mark.parametrize(
+    "preset", ["cluster-int8", "prune-cluster-int8", "cqat-int8", "pcqat-int8"]
+)
+def test_every_preset_that_clusters_takes_look_up_tables(models, preset):
+    recipe, stated = load_stated(preset)
+    recipe, choices = choose(*models("never eligible"), recipe, stated, load_profiles((M4,)))
+    (tables,) = (choice for choice in choices if choice.name == "look_up_tables")
+    assert recipe.export.look_up_tables is tables.value is True
+    # 16 values, zero among them where it prunes: 4 bits each, and where it does not 17 at most.
+    assert "take the int8 model from" in tables.reason
 
 
 @pytest.mark.parametrize(("clusters", "bits"), [(3, 2), (4, 2), (15, 4), (16, 4), (17, 5)])
