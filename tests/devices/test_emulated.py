@@ -25,8 +25,8 @@ from edgeprune.errors import EdgepruneError, InputError, UnsupportedError
 pytestmark = pytest.mark.slow
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_arm64_sandbox.py"
-QUICK = RunOptions(min_seconds=0.05, min_runs=6, warmup_seconds=0)
-ONCE = RunOptions(min_seconds=0, min_runs=1, warmup_seconds=0)
+QUICK = RunOptions(min_seconds=0.05, min_runs=6, loads=6, warmup_seconds=0)
+ONCE = RunOptions(min_seconds=0, min_runs=1, loads=1, warmup_seconds=0)
 TIMES = ("init_ms", "first_ms", "latency_ms")
 
 
@@ -94,6 +94,7 @@ def rows(folder, arm64_sandbox):
         [folder / f"{name}.tflite" for name in names],
         device=profile,
         min_runs=QUICK.min_runs,
+        loads=QUICK.loads,
         min_seconds=QUICK.min_seconds,
         warmup_seconds=0,
         progress=said.append,
@@ -200,7 +201,7 @@ def test_wrong_outputs_are_told_whatever_is_printed(folder, broken):
     )
     (row,) = run(folder, device, "int8", options=ONCE)
     assert (row.rounds, row.relative_latency) == (1, 1.0)
-    assert row.unavailable["relative_latency_interval"] == "fewer than 6 rounds"
+    assert row.unavailable["relative_latency_interval"] == "fewer than 6 loads"
     assert row.details["outputs_equal"] is False
     assert row.details["largest_difference"] == 1.0
     assert row.details["comparison"]["differing"] == row.details["comparison"]["values"] == 32
