@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeprune.devices.choices import Choice
 from edgeprune.errors import UnsupportedError
+from edgeprune.export.artifact import record_path
 from edgeprune.targets import OnDevice
 
 _log = logging.getLogger(__name__)
@@ -109,6 +110,19 @@ class CompressionReport:
         """The row of the same model with look-up tables, if there is one."""
         return next((row for row in self.rows if row.file == TABLES), None)
 
+    @property
+    def dead_channels(self) -> dict[str, Any]:
+        """What converting the result left out since it cannot change the output.
+
+        As `Artifact.dead_channels`, which the record beside the file keeps; empty without one.
+        """
+        try:
+            record = json.loads(record_path(self.output / RESULT).read_text(encoding="utf-8"))
+            found: dict[str, Any] = record["made_by"]["dead_channels"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return found
+
     def to_json(self) -> str:
         """Return the report as one JSON document."""
         choices = [asdict(choice) for choice in self.device_choices]
@@ -118,5 +132,6 @@ class CompressionReport:
             "stages": list(self.stages),
             "device_choices": {choice.pop("name"): choice for choice in choices},
             "devices": [asdict(entry) for entry in self.devices],
+            "dead_channels": self.dead_channels,
         }
         return json.dumps(document, indent=2)

@@ -50,6 +50,10 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     print_text("\nms: median latency of one inference, measured on this machine, 1 thread")
     for stage in report.stages:
         _print_fewer_values(stage.get("kernels", ()))
+    dead = report.dead_channels
+    for told in (dead, dead.get("file", {})):
+        if told.get("channels_removed"):
+            print_text(f"note: {report.result.file}: {told['summary'].splitlines()[0]}")
     if report.devices:
         _print_devices(report)
     tables = report.tables and f"; for TFLite Micro: {report.tables.file}"

@@ -22,6 +22,7 @@ keras = import_keras()
 layers = keras.layers
 M4, NPU, PI = "cortex-m4", "ethos-u55-128", "raspberry-pi-4"
 NAMES = [M4, "small", NPU, PI, "local"]
+KEYS = ["output", "rows", "stages", "device_choices", "devices", "dead_channels"]
 HALF = "[structure]\ntarget_macs = 0.5\nepochs = 1\n"
 
 
@@ -172,7 +173,7 @@ def test_the_command_prints_choices_and_results(task, whole):
 
 def test_json_has_choices_with_reason_and_source(whole):
     document = json.loads(whole.to_json())
-    assert list(document) == ["output", "rows", "stages", "device_choices", "devices"]
+    assert list(document) == KEYS
     for choice in document["device_choices"].values():
         assert list(choice) == ["value", "reason", "source"]
         assert set(choice["source"]) == set(NAMES)
@@ -183,7 +184,7 @@ def test_json_has_choices_with_reason_and_source(whole):
 
 def test_json_has_the_same_keys_without_devices(whole):
     document = json.loads(CompressionReport(whole.output, whole.rows, whole.stages).to_json())
-    assert list(document) == ["output", "rows", "stages", "device_choices", "devices"]
+    assert list(document) == KEYS
     assert (document["device_choices"], document["devices"]) == ({}, [])
 
 
