@@ -23,7 +23,8 @@ modes of conversion are measured beside int8, which is what ships: it runs every
 out: its 15 steps a channel take the clusters apart, and `convert` refused such a file.
 
 All settings below were chosen by the error on the validation samples, seed 0 (`--validation`
-reports on them). Results go to tools/results/deep_compression.json, model by model.
+reports on them). Seeds are set; threads that add in another order can still move a last digit, and
+training makes more of it. Results go to tools/results/deep_compression.json, model by model.
 """
 
 import argparse
