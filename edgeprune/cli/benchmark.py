@@ -128,9 +128,12 @@ def benchmark(
             if number:
                 click.echo()
             print_table(columns, rows, title)
-        for note in (*results.notes, *(profile_notes(results) if profile else ())):
-            if not any(problem.endswith(note) for problem in results.problems):
-                print_text(f"note: {note}")
+        notes = [*results.notes, *(profile_notes(results) if profile else ())]
+        notes = [one for one in notes if not any(why.endswith(one) for why in results.problems)]
+        if notes:
+            click.echo()
+        for note in notes:
+            print_text(f"note: {note}")
     for problem in results.problems:
         print_text(f"Error: {problem}", sys.stderr)
     if plot is not None:

@@ -66,7 +66,7 @@ def set_up(
         try:
             made = make_sandbox(reach.folder, progress)
         except EdgepruneError as error:
-            return [Check("sandbox", False, True, str(error), "mend what this line says")]
+            return [Check("sandbox", False, True, str(error), "")]
         return [Check("sandbox", True, True, f"{made.folder} has what it takes")]
     if not isinstance(reach, SshReach):
         (found,) = probe([profile])
@@ -79,7 +79,7 @@ def set_up(
             say = RunOptions(progress=progress).say
             return checks + _set_up(connection, reach, profile, files, say)
     except EdgepruneError as error:
-        return [Check("connection", False, True, str(error), "mend what this line says")]
+        return [Check("connection", False, True, str(error), "")]
 
 
 def _set_up(

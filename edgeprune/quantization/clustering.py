@@ -293,7 +293,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         if short:
             raise InputError(
                 f"fewer weights than clusters: {listed(short)}; "
-                "skip them, or give them fewer by layers={name: clusters}"
+                "skip them, or give them fewer clusters (`layers` has numbers of their own)"
             )
 
 
