@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reproduce.counting import coded_kernels, kernel_bits, pruned_bytes, shared_bytes
-from reproduce.deep_compression import mean_rows
+from reproduce.deep_compression import main, mean_rows
 from tasks import build_lenet5, build_lenet300
 
 import edgeprune as ep
@@ -106,6 +106,22 @@ def test_kernels_of_a_packed_file_are_counted_apart(tmp_path):
     assert (
         total - read_header(packed.read_bytes()).header_bytes > sum(one.bits for one in found) / 8
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seeds", "0"], "--seeds is 0; give 1 or more"),
+        (["--plot", "plot.gif"], "supported: .png, .svg"),
+        (["--results", "no/such/folder/results.json"], "no/such/folder"),
+        (["--model", "alexnet"], "choose from"),
+    ],
+)
+def test_bad_options_are_told_in_one_line_before_any_training(options, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deep_compression.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ from tasks import Task, build_lenet5, build_lenet300, glyphs, train
 import edgeprune as ep
 from edgeprune import models
 from edgeprune.export.verify import run_tflite
+from edgeprune.files import check_target
 from edgeprune.report.plots import check_plot
 from edgeprune.report.progress import stage_progress
 
@@ -353,11 +354,16 @@ def main() -> None:
     given = parser.parse_args()
     if given.seeds < 1:
         parser.error(f"--seeds is {given.seeds}; give 1 or more")
-    if given.plot:
-        check_plot(given.plot)
     results = given.results
     if results is None and not (given.quick or given.validation):
         results = RESULTS
+    try:  # before hours of training, not after them
+        if given.plot:
+            check_plot(given.plot)
+        if given.results:
+            check_target(given.results)
+    except ep.EdgepruneError as error:
+        parser.error(str(error))
     # The default size to train on; more to choose by and to report on, for finer differences.
     task = (
         glyphs(28, n_train=1500, n_test=500)
