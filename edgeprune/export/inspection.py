@@ -141,6 +141,8 @@ class Inspection:
             lines.append(f"XNNPACK skips zeros (64-bit Arm)  {self._sparse_verdict}")
             missing = ", ".join(self.mcu.unsupported_ops)
             verdict = f"lacks {missing}" if missing else "has every operator"
+            if self.mcu.notes:
+                verdict += f", {'and' if missing else 'but'} refuses the weights: see the notes"
             lines.append(f"TFLite Micro {verdict}")
         lines += _LEGEND
         lines += [f"note: {note}" for note in (*self.mcu.notes, *self.notes)]

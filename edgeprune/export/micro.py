@@ -54,15 +54,13 @@ def dtype_notes(model: TfliteModel) -> list[str]:
         for operator in graph.operators:
             for kernel in graph.kernels(operator):
                 given = graph.tensors[operator.inputs[0]].dtype if operator.inputs[0] >= 0 else ""
+                refused = None
                 if kernel.dtype == "float16":
-                    notes["float16 weights are not supported: convert with int8"] = None
+                    refused = "float16 weights"
                 elif kernel.dtype == "int4" and given == "float32":
-                    notes["int4 weights of float layers are not supported: convert with int8"] = (
-                        None
-                    )
+                    refused = "int4 weights of float layers"
                 elif kernel.dtype.startswith("int") and given == "float32":
-                    notes[
-                        "float inputs with integer weights (dynamic range) are not supported: "
-                        "convert with int8"
-                    ] = None
+                    refused = "integer weights with float inputs (dynamic range)"
+                if refused:
+                    notes[f"TFLite Micro does not run {refused}: convert with int8"] = None
     return list(notes)

@@ -195,7 +195,7 @@ def test_files_that_microcontrollers_misread_are_noted(folder, tmp_path):
     half = tmp_path / "half.tflite"
     half.write_bytes(file_of(net(), quantize="float16"))
     (blocker,) = advise(half, "cortex-m4").blockers
-    assert blocker.text == "float16 weights are not supported: convert with int8"
+    assert blocker.text == "TFLite Micro does not run float16 weights: convert with int8"
     assert "float16 already" in said(advise(half, ARM), "float16")
 
 

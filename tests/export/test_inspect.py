@@ -278,6 +278,8 @@ def test_microcontroller_verdicts():
     assert len(SUPPORTED_OPERATORS - customs) == 100  # what tflite_micro 0.dev20261023 resolves
     float16 = inspect_tflite(read(convert(small(tf_keras), quantize="float16")))
     assert "float16" in float16.mcu.notes[0]
+    integers = inspect_tflite(read(convert(small(tf_keras), quantize="int8")))
+    assert "TFLite Micro has every operator" in integers.summary().splitlines()
 
 
 def test_tflite_is_inspected_without_tensorflow(tmp_path):
