@@ -171,12 +171,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         Raises:
           InputError: as of the fit itself.
         """
-        check_unwrapped(model)
-        check_not_kept(model)
-        chosen = self._scope.select(model)
-        kernels = [kernel for kernel, _ in chosen]
-        self._check_sizes(kernels, self._clusters_of(chosen))
-        check_finite(kernels)
+        self._select(model)
 
     def step(self) -> None:
         """Let members share one value after an update of the optimizer; not in a tf.function.
@@ -187,9 +182,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         self._step_alone()
 
     def _begin(self, model: Any, done_steps: int, total_steps: int | None) -> HeldClusters:
-        check_unwrapped(model)
-        check_not_kept(model)
-        chosen = self._scope.select(model)
+        kernels, clusters = self._select(model)
         fit_step = max(0, self._step - done_steps)
         self._first_step = (
             fit_step
@@ -208,15 +201,13 @@ class WeightClustering(HoldingCallback[HeldClusters]):
                 "longer, begin earlier, or leave begin_step out"
             )
         held = HeldClusters(
-            [kernel for kernel, _ in chosen],
-            self._clusters_of(chosen),
+            kernels,
+            clusters,
             self.per_channel,
             self.frequency is not None,
             self._optimizer,
             model.distribute_strategy,
         )
-        self._check_sizes(held.kernels, held.clusters)
-        check_finite(held.kernels)
         if self._step >= self._first_step:
             self._cluster(held)
         return held
@@ -281,8 +272,16 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         members = held.members(index)
         held.set(index, cluster(members, held.clusters[index], self.initial, self.seed + index))
 
-    def _clusters_of(self, chosen: Sequence[tuple[models.Kernel, int | None]]) -> list[int]:
-        return [self.clusters if own is None else own for _, own in chosen]
+    def _select(self, model: Any) -> tuple[list[models.Kernel], list[int]]:
+        """Return the kernels in scope, and the clusters of each, if they can be made."""
+        check_unwrapped(model)
+        check_not_kept(model)
+        chosen = self._scope.select(model)
+        kernels = [kernel for kernel, _ in chosen]
+        clusters = [self.clusters if own is None else own for _, own in chosen]
+        self._check_sizes(kernels, clusters)  # before tables of that size are made
+        check_finite(kernels)
+        return kernels, clusters
 
     def _check_sizes(self, kernels: Sequence[models.Kernel], clusters: Sequence[int]) -> None:
         short = [
@@ -293,7 +292,7 @@ class WeightClustering(HoldingCallback[HeldClusters]):
         if short:
             raise InputError(
                 f"fewer weights than clusters: {listed(short)}; "
-                "skip them, or give them fewer clusters (`layers` has numbers of their own)"
+                "skip them, or give them fewer clusters"
             )
 
 

@@ -370,6 +370,8 @@ def test_refuses(make, message):
             lambda: WeightClustering(49),
             r"fewer weights than clusters: head/kernel \(48 weights\); skip them",
         ),
+        # Before any table of that size is made.
+        (lambda: WeightClustering(10**12), "fewer weights than clusters: "),
         (
             lambda: WeightClustering(17, per_channel=True),
             r"clusters: hidden/kernel \(16 weights a channel\), head/kernel \(16 weights a ch",
