@@ -15,7 +15,13 @@ from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, Tf
 from edgeprune.export.inspection import Inspection, Layer, Micro
 from edgeprune.export.layer_names import Layers
 from edgeprune.export.macs import tflite_macs
-from edgeprune.export.micro import dtype_notes, unsupported_operators
+from edgeprune.export.micro import (
+    DECODE,
+    all_in_tables,
+    dtype_notes,
+    kernels_in_tables,
+    unsupported_operators,
+)
 from edgeprune.export.sizes import entropy_bytes, histogram, most_distinct, sparse_bytes
 from edgeprune.export.sparse_inference import sparse_inference
 from edgeprune.export.tflite import read
@@ -104,6 +110,12 @@ def inspect_tflite(model: TfliteModel, path: Path | None = None) -> Inspection:
         for operator in graph.operators
         for tensor in _parameters(graph, operator)
     }
+    tables = all_in_tables(model)
+    unavailable = {} if macs.reason is None else {"macs": macs.reason}
+    if tables:
+        what = "1 kernel is" if len(tables) == 1 else f"{len(tables)} kernels are"
+        why = f"{what} in look-up tables, where values are not counted; inspect the plain file"
+        unavailable |= dict.fromkeys(("sparsity", "sparse_encoded_bytes", "entropy_bytes"), why)
     size = len(model.content)
     encodable = {
         tensor.buffer: tensor
@@ -125,14 +137,16 @@ def inspect_tflite(model: TfliteModel, path: Path | None = None) -> Inspection:
         macs=macs.total,
         bytes=size,
         gzip_bytes=len(gzip.compress(model.content, 9, mtime=0)),
-        sparse_encoded_bytes=size - saved,
-        entropy_bytes=size - sum(fact.stored_bytes - fact.entropy_bytes for fact in facts.values()),
-        sparsity=_fraction(list(facts.values())) or 0.0,
+        sparse_encoded_bytes=None if tables else size - saved,
+        entropy_bytes=None
+        if tables
+        else size - sum(fact.stored_bytes - fact.entropy_bytes for fact in facts.values()),
+        sparsity=None if tables else _fraction(list(facts.values())) or 0.0,
         layers=tuple(layers),
         sparse_inference=sparse_inference(model),
         mcu=Micro(tuple(unsupported_operators(model)), tuple(dtype_notes(model))),
         notes=(*macs.notes, *map(str, not_finite_in_file(model, names.known))),
-        unavailable={} if macs.reason is None else {"macs": macs.reason},
+        unavailable=unavailable,
     )
 
 
@@ -255,8 +269,9 @@ def _called(operator: Operator) -> tuple[int, ...]:
 
 def _parameters(graph: Subgraph, operator: Operator) -> Iterator[Tensor]:
     """Yield the constants that an operator computes with, but not shapes, axes and lone factors."""
-    if operator.name in _DENSE_VIEWS or _called(operator):  # those are a loop's first values
+    if operator.name in (*_DENSE_VIEWS, DECODE) or _called(operator):  # a loop's first values
         return
+    yield from kernels_in_tables(graph, operator)
     for index in operator.inputs:
         tensor = graph.constant(index)
         if (

@@ -79,7 +79,8 @@ class Inspection:
         where that is smaller (`edgeprune.export.sizes.sparse_bytes`).
       entropy_bytes: what they would be with each kernel at its order-0 entropy, its table of
         distinct values included (`edgeprune.export.sizes.entropy_bytes`).
-      sparsity: fraction of the kernels' entries that are zero.
+      sparsity: fraction of the kernels' entries that are zero. This and the two figures above are
+        None where kernels are in look-up tables, with the reason in `unavailable`.
       layers: in order of execution, those with parameters or products.
       sparse_inference: whether XNNPACK would skip the zeros.
       mcu: what keeps it off microcontrollers.
@@ -91,9 +92,9 @@ class Inspection:
     macs: int | None
     bytes: int
     gzip_bytes: int
-    sparse_encoded_bytes: int
-    entropy_bytes: int
-    sparsity: float
+    sparse_encoded_bytes: int | None
+    entropy_bytes: int | None
+    sparsity: float | None
     layers: tuple[Layer, ...]
     sparse_inference: SparseInference
     mcu: Micro
@@ -129,13 +130,22 @@ class Inspection:
     def summary(self) -> str:
         """Return the totals in words, a line each."""
         macs = f"unknown ({self.unavailable['macs']})" if self.macs is None else f"{self.macs:,}"
+        sparsity = (
+            f"unknown ({self.unavailable['sparsity']})"
+            if self.sparsity is None
+            else f"{self.sparsity:.3f}"
+        )
+        sizes = (
+            ("gzip", self.gzip_bytes),
+            ("sparse-encoded", self.sparse_encoded_bytes),
+            ("entropy", self.entropy_bytes),
+        )
         lines = [
             f"parameters  {self.parameters:,}",
             f"MACs        {macs}",
-            f"sparsity    {self.sparsity:.3f}",
-            f"size        {format_bytes(self.bytes)}, gzip {format_bytes(self.gzip_bytes)}, "
-            f"sparse-encoded {format_bytes(self.sparse_encoded_bytes)}, "
-            f"entropy {format_bytes(self.entropy_bytes)}",
+            f"sparsity    {sparsity}",
+            f"size        {format_bytes(self.bytes)}"
+            + "".join(f", {name} {format_bytes(size)}" for name, size in sizes if size is not None),
         ]
         if self.mcu.unsupported_ops is not None:  # else it is no .tflite model yet
             lines.append(f"XNNPACK skips zeros (64-bit Arm)  {self._sparse_verdict}")
@@ -144,7 +154,7 @@ class Inspection:
             if self.mcu.notes:
                 verdict += f", {'and' if missing else 'but'} refuses the weights: see the notes"
             lines.append(f"TFLite Micro {verdict}")
-        lines += _LEGEND
+        lines += _LEGEND if self.entropy_bytes is not None else _LEGEND[:1]
         lines += [f"note: {note}" for note in (*self.mcu.notes, *self.notes)]
         return "\n".join(lines)
 

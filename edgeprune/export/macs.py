@@ -10,6 +10,7 @@ import math
 
 from edgeprune.errors import InputError
 from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, TfliteModel
+from edgeprune.export.micro import DECODE
 from edgeprune.macs import Macs, UnknownShapeError
 
 # Deeper than any converter nests loops and branches; a file may claim more.
@@ -84,7 +85,7 @@ class _Counter:
         for name in ("decomposition_subgraph_index", "subgraph"):
             if name in options and operator.name in ("STABLEHLO_COMPOSITE", "CALL"):
                 return self.total(int(options[name]), depth)
-        if operator.custom or operator.name in _UNCOUNTED:
+        if (operator.custom and operator.name != DECODE) or operator.name in _UNCOUNTED:
             self.notes[f"products inside operator {operator.name} are not counted"] = None
         return _products(graph, operator)
 

@@ -1,6 +1,9 @@
 """What TensorFlow Lite Micro can run: its operators, and the dtypes that it lacks."""
 
-from edgeprune.export.graph import TfliteModel
+from collections.abc import Iterator
+from dataclasses import replace
+
+from edgeprune.export.graph import KERNEL_INPUTS, Operator, Subgraph, Tensor, TfliteModel
 
 # Every operator that TFLM has a kernel for, as its "all operators" resolver registers them:
 # tensorflow/tflite-micro, python/tflite_micro/python_ops_resolver.cc. The names were checked
@@ -30,6 +33,32 @@ DECODE = "TFLM_DECODE"
 def has_look_up_tables(model: TfliteModel) -> bool:
     """Tell whether weights are in look-up tables."""
     return any(op.name == DECODE for graph in model.subgraphs for op in graph.operators)
+
+
+def kernels_in_tables(graph: Subgraph, operator: Operator) -> Iterator[Tensor]:
+    """Yield the kernels of an operator that look-up tables hold, as they are once decoded.
+
+    They have no data, and the buffer of their indices.
+    """
+    for position in KERNEL_INPUTS.get(operator.name, ()):
+        index = operator.inputs[position] if position < len(operator.inputs) else -1
+        decode = graph.producers.get(index)
+        if decode is not None and decode.name == DECODE:
+            # Two inputs an output: the indices, and how to read them with their tables.
+            indices = 2 * decode.outputs.index(index)
+            if indices < len(decode.inputs) and decode.inputs[indices] >= 0:
+                packed = graph.tensors[decode.inputs[indices]]
+                yield replace(graph.tensors[index], buffer=packed.buffer)
+
+
+def all_in_tables(model: TfliteModel) -> dict[int, Tensor]:
+    """Return the kernels of a model that look-up tables hold, by the buffer of their indices."""
+    return {
+        tensor.buffer: tensor
+        for graph in model.subgraphs
+        for operator in graph.operators
+        for tensor in kernels_in_tables(graph, operator)
+    }
 
 
 def unsupported_operators(model: TfliteModel) -> list[str]:

@@ -15,6 +15,7 @@ from edgeprune.devices.look_up_tables import check, look_up_tables, table_path
 from edgeprune.devices.look_up_tables_worker import compressed
 from edgeprune.errors import InputError, UnsupportedError, VerificationError
 from edgeprune.export.convert import convert
+from edgeprune.export.inspect import inspect
 from edgeprune.export.micro import DECODE
 from edgeprune.export.tflite import read
 from edgeprune.models import import_keras
@@ -121,6 +122,29 @@ def test_both_files_compute_the_same_in_tflite_micro(folder, made):
         outputs.append(np.stack(found))
     assert np.ptp(outputs[0]) > 0
     np.testing.assert_array_equal(*outputs)
+
+
+def test_inspect_counts_weights_in_tables_by_their_shapes_alone(folder, made):
+    plain, found = inspect(folder / "few.tflite"), inspect(made.path)
+    for name in ("parameters", "macs"):
+        assert getattr(found, name) == getattr(plain, name)
+    for row, expected in zip(found.layers, plain.layers, strict=True):
+        assert (row.shape, row.dtype) == (expected.shape, expected.dtype)
+        assert row.parameters == expected.parameters
+        assert row.sparsity is row.distinct_values is None
+    assert found.sparsity is found.sparse_encoded_bytes is found.entropy_bytes is None
+    assert found.notes == ()
+    said = found.summary()
+    assert "sparsity    unknown (3 kernels are in look-up tables, where values are not" in said
+    assert "entropy" not in said
+
+
+def test_the_pack_command_counts_weights_in_tables(made, tmp_path):
+    arguments = ["pack", str(made.path), "-o", str(tmp_path / "m.epk"), "--json"]
+    packed = json.loads(CliRunner().invoke(cli, arguments).stdout)
+    weights = sum(kernel.entries for kernel in made.kernels)
+    assert packed["weights"] == weights
+    assert packed["bits_per_weight"] == 8 * packed["bytes_after"] / weights
 
 
 def test_benchmark_runs_the_file_on_a_microcontroller(made):
