@@ -19,6 +19,7 @@ from edgeprune.quantization.kernel_values import KernelValues
 from edgeprune.quantization.names import skipped_layers
 from edgeprune.quantization.tfmot_clusters import (
     clusters_to_keep,
+    expect_no_gradients,
     kernels_kept,
     quantize_config,
     trained_kernel,
@@ -62,6 +63,7 @@ def quantize_aware(model: Any, skip: tuple[str, ...]) -> Any:
         log.warning("These layers are left in float: %s", ", ".join(left))
     kept = kernels_kept(attempt.aware)
     if kept:
+        expect_no_gradients(attempt.aware)
         names = [k.layer.name for k in models.kernels(attempt.aware) if id(k.variable) in kept]
         log.warning(
             "TensorFlow Model Optimization keeps the clusters of %s; fit with PreserveClusters() "

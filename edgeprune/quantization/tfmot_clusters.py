@@ -13,6 +13,7 @@ it does not keep is left to `PreserveClusters`:
 - the kernel itself is a step behind the centroids: `trained_kernel` takes the latest.
 """
 
+import logging
 from typing import Any
 
 from edgeprune import models
@@ -58,6 +59,38 @@ def quantize_config(tfmot: Any, layer: Any, values: KernelValues) -> Any:
     combine = tfmot.experimental.combine
     scheme = combine.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=values.zeros > 0)
     return scheme.get_quantize_registry().get_quantize_config(layer)
+
+
+class _ExpectedWarnings(logging.Filter):
+    """Drops tf_keras's warning of kernels without gradients, where those are kept kernels.
+
+    TFMOT trains their centroids and the weights that these stand for instead, so it is no sign of
+    a loss that was forgotten, as it says.
+
+    Attributes:
+      kept: names of the kernels' variables, a set for each model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: set[frozenset[str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("Gradients do not exist for variables %s"):
+            return True
+        names = record.args[0] if isinstance(record.args, tuple) and record.args else ()
+        return not (isinstance(names, list) and any(kept.issuperset(names) for kept in self.kept))
+
+
+_EXPECTED = _ExpectedWarnings()
+
+
+def expect_no_gradients(model: Any) -> None:
+    """Let tf_keras not warn that the kernels of a model whose clusters TFMOT keeps have none."""
+    kept = kernels_kept(model)
+    names = {k.variable.name for k in models.kernels(model) if id(k.variable) in kept}
+    _EXPECTED.kept.add(frozenset(names))
+    logging.getLogger("tensorflow").addFilter(_EXPECTED)  # once, however often it is called
 
 
 def kernels_kept(model: Any) -> frozenset[int]:

@@ -90,7 +90,15 @@ def test_clusters_and_zeros_reach_the_file(sparse, to_int8, caplog):
         aware = quantize_aware(model)
     assert "keeps the clusters of conv, conv_2, out; fit with" in caplog.text
     callback = PreserveClusters()
-    fit(aware, *([PreserveSparsity()] if sparse else []), callback)
+    tensorflow = logging.getLogger("tensorflow")
+    tensorflow.addHandler(caplog.handler)
+    try:
+        fit(aware, *([PreserveSparsity()] if sparse else []), callback)
+        assert "Gradients do not exist" not in caplog.text  # their centroids have them
+        tensorflow.warning("Gradients do not exist for variables %s", ["conv/kernel:0", "a:0"])
+    finally:
+        tensorflow.removeHandler(caplog.handler)
+    assert "Gradients do not exist for variables ['conv/kernel:0', 'a:0']" in caplog.text
     assert [values.name for values in callback.report] == [
         "quant_depthwise/depthwise/depthwise_kernel"
     ]
