@@ -27,7 +27,8 @@ class PreserveClusters(HoldingCallback[HeldClusters]):
     Weights of a kernel that are equal stay equal, and train as one; zeros stay zeros. How many
     clusters there are, in a kernel or in its channels, is found, not asked for. Kernels of every
     kind are held, depthwise and embeddings too; those that are not clustered train freely, and a
-    warning in the log names them.
+    warning in the log names their layers, but not those of depthwise kernels, which
+    `WeightClustering` leaves out by default.
 
     For fine-tuning a clustered model, and for quantization-aware training that keeps its clusters
     (CQAT); with `PreserveSparsity`, which also keeps zeros of kernels that are not clustered, and
@@ -89,12 +90,13 @@ class PreserveClusters(HoldingCallback[HeldClusters]):
         check_finite(kernels)
         found = [(kernel, values_of(kernel)) for kernel in kernels]
         clustered = [(kernel, values) for kernel, values in found if values.clustered]
-        free = [values for _, values in found if values.distinct and not values.clustered]
+        free = [pair for pair in found if pair[1].distinct and not pair[1].clustered]
         if not clustered and not kept:
-            raise InputError(_nothing(model, free))
-        if free:
-            names = listed([values.name for values in free])
-            log.warning("These kernels are not clustered, and train freely: %s", names)
+            raise InputError(_nothing(model, [values for _, values in free]))
+        if told := [kernel.layer.name for kernel, _ in free if kernel.kind != "depthwise"]:
+            log.warning(
+                "The kernels of these layers are not clustered, and train freely: %s", listed(told)
+            )
         counts = [values.distinct for _, values in clustered]
         # Clusters of channels need no tables of their own, for members that share a value are held.
         held = HeldClusters(

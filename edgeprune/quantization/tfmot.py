@@ -66,8 +66,8 @@ def quantize_aware(model: Any, skip: tuple[str, ...]) -> Any:
         expect_no_gradients(attempt.aware)
         names = [k.layer.name for k in models.kernels(attempt.aware) if id(k.variable) in kept]
         log.warning(
-            "TensorFlow Model Optimization keeps the clusters of %s; fit with PreserveClusters() "
-            "for any others",
+            "TensorFlow Model Optimization keeps the clusters of %s; those of any others are kept "
+            "by PreserveClusters()",
             listed(names),
         )
     return attempt.aware

@@ -88,7 +88,7 @@ def test_clusters_and_zeros_reach_the_file(sparse, to_int8, caplog):
     zeros = zeros_of(model)
     with caplog.at_level(logging.WARNING, "edgeprune"):
         aware = quantize_aware(model)
-    assert "keeps the clusters of conv, conv_2, out; fit with" in caplog.text
+    assert "keeps the clusters of conv, conv_2, out; those of any others" in caplog.text
     callback = PreserveClusters()
     tensorflow = logging.getLogger("tensorflow")
     tensorflow.addHandler(caplog.handler)
