@@ -24,6 +24,7 @@ from edgeprune.devices.weight_bytes import MOST_VALUES, TABLE_OVERHEAD_BYTES, ta
 from edgeprune.errors import InputError, UnsupportedError, VerificationError, listed
 from edgeprune.export.artifact import record_path
 from edgeprune.export.graph import Subgraph, Tensor, TfliteModel
+from edgeprune.export.layer_names import Layers
 from edgeprune.export.micro import has_look_up_tables
 from edgeprune.export.tflite import read
 from edgeprune.files import atomic_paths, check_target
@@ -40,6 +41,7 @@ class TableKernel:
 
     Attributes:
       name: of its tensor.
+      layer: that computes with it, named as `inspect` does; in a subgraph, the tensor's name.
       entries: its weights.
       values: distinct ones, zero among them; where `per_channel`, the most in any channel.
       per_channel: whether each output channel has a scale, and so a table, of its own.
@@ -48,6 +50,7 @@ class TableKernel:
     """
 
     name: str
+    layer: str
     entries: int
     values: int
     per_channel: bool
@@ -93,12 +96,19 @@ class LookUpTables:
 
     def __str__(self) -> str:
         stored = [kernel for kernel in self.kernels if kernel.bits is not None]
+        many = [k.layer for k in self.kernels if k.bits is None and k.values > MOST_VALUES]
+        small = [k.layer for k in self.kernels if k.bits is None and k.values <= MOST_VALUES]
+        stay = (
+            [f"kept as before, with more than {MOST_VALUES} values: {listed(many)}"] if many else []
+        )
+        stay += [f"kept as before, where a table saves no bytes: {listed(small)}"] if small else []
         return "\n".join(
             [
                 f"{self.path}: {format_bytes(self.bytes)}, {self.bytes / self.plain_bytes:.2f}x of "
                 f"{self.source}'s {format_bytes(self.plain_bytes)} (gzip makes "
                 f"{format_bytes(self.plain_gzip_bytes)} of that); look-up tables for "
                 f"{len(stored)} of {len(self.kernels)} kernels",
+                *stay,
                 f"arena: {self.plain_arena_bytes:,} -> {self.arena_bytes:,} bytes, where kernels "
                 "are decoded (simulated)",
                 f"outputs equal to the plain file's, bit for bit, on {self.samples} samples in "
@@ -219,11 +229,13 @@ def _chosen(model: TfliteModel, path: Path) -> dict[tuple[int, int], TableKernel
     if has_look_up_tables(model):
         raise UnsupportedError(f"{path} has look-up tables already; give the plain file")
     found: dict[tuple[int, int], TableKernel] = {}
+    names = Layers(path, model)
     for number, graph in enumerate(model.subgraphs):
-        for operator in graph.operators:
+        for position, operator in enumerate(graph.operators):
             for kernel in graph.kernels(operator):
                 if kernel.dtype == "int8" and _may_be_decoded(graph, kernel):
-                    found[number, kernel.index] = _stored(kernel)
+                    layer = kernel.name if number else names.of(position)
+                    found[number, kernel.index] = _stored(kernel, layer)
     if not found:
         dtypes = sorted({weight.dtype for weight in model.weights()}) or ["no"]
         raise UnsupportedError(
@@ -232,7 +244,7 @@ def _chosen(model: TfliteModel, path: Path) -> dict[tuple[int, int], TableKernel
         )
     if all(kernel.bits is None for kernel in found.values()):
         counts = [
-            f"{kernel.name} {kernel.values}{' a channel' if kernel.per_channel else ''}"
+            f"{kernel.layer} {kernel.values}{' a channel' if kernel.per_channel else ''}"
             for kernel in found.values()
         ]
         raise UnsupportedError(
@@ -257,7 +269,7 @@ def _table_axis(kernel: Tensor) -> int | None:
     return None if quantization is None or quantization.scale.size == 1 else quantization.axis
 
 
-def _stored(kernel: Tensor) -> TableKernel:
+def _stored(kernel: Tensor, layer: str) -> TableKernel:
     weights, axis = kernel.values(), _table_axis(kernel)
     channels = weights.reshape(1, -1)
     if axis is not None:
@@ -268,6 +280,7 @@ def _stored(kernel: Tensor) -> TableKernel:
     pays = values <= MOST_VALUES and size + TABLE_OVERHEAD_BYTES < weights.size
     return TableKernel(
         name=kernel.name,
+        layer=layer,
         entries=weights.size,
         values=values,
         per_channel=axis is not None,

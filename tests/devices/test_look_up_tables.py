@@ -159,7 +159,12 @@ def test_what_saves_no_bytes_stays(folder, tmp_path):
     convert(
         cnn(99, 99, 3), tmp_path / "m.tflite", quantize="int8", calibration=IMAGES, verify=False
     )
-    conv, depthwise, dense = look_up_tables(tmp_path / "m.tflite", tmp_path / "t.tflite").kernels
+    found = look_up_tables(tmp_path / "m.tflite", tmp_path / "t.tflite")
+    conv, depthwise, dense = found.kernels
+    rows = {layer.op: layer.name for layer in inspect(tmp_path / "m.tflite").layers}
+    layer_names = [rows[op] for op in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")]
+    assert [kernel.layer for kernel in found.kernels] == layer_names
+    assert f"where a table saves no bytes: {', '.join(layer_names[:2])}\n" in str(found)
     assert conv.bits is depthwise.bits is None
     assert conv.bytes == conv.entries
     assert dense.bits == 2
@@ -253,7 +258,7 @@ def test_convert_refuses_a_file_that_has_look_up_tables(made, tmp_path):
     [
         (
             "many.tflite",
-            r"no kernel has so few .* 128 at most, saves bytes: .*Mat.* \d+ a channel; c",
+            r"no kernel has so few .* saves bytes: conv2d\S* \d+ a channel, depthw.*; cluster",
         ),
         ("float.tflite", "are for int8 weights of .*; .*float.tflite has float32 weights: convert"),
         ("few.lut.tflite", "few.lut.tflite has look-up tables already; give the plain file"),
