@@ -71,6 +71,7 @@ def test_what_is_said_of_files(files, dynamic):
     assert crashes.told_of(read(dynamic)) is None
 
 
+@pytest.mark.slow
 def test_float_models_crash_once_they_are_int8(dynamic):
     for shape, bad in DENSE.items():
         model = subject_of(dense(*shape)).tflite

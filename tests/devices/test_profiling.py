@@ -268,7 +268,7 @@ def script(*arguments):
 
 def test_the_script_by_itself(model, tmp_path):
     parts = write_parts(read(model), tmp_path / "parts.zip")
-    quick = ("--min-seconds=0", "--min-runs=1", "--warmup-seconds=0", "--starts=1")
+    quick = ("--min-seconds=0", "--min-runs=1", "--warmup-seconds=0", "--loads=1")
     done = script(*quick, f"--operators={tmp_path / 'parts.zip'}", model)
     (record,) = json.loads(done.stdout)
     found = record["per_operator"]
@@ -304,7 +304,7 @@ def test_one_operator_that_does_not_run_takes_those_along_that_read_it(model, tm
 
 def test_what_is_no_archive_loses_no_times(model, tmp_path):
     (tmp_path / "parts.zip").write_text("no zip")
-    quick = ("--min-seconds=0", "--min-runs=1", "--warmup-seconds=0", "--starts=1")
+    quick = ("--min-seconds=0", "--min-runs=1", "--warmup-seconds=0", "--loads=1")
     done = script(*quick, f"--operators={tmp_path / 'parts.zip'}", model)
     (record,) = json.loads(done.stdout)
     assert record["latency_ms"]["runs"] == 1

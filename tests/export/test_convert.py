@@ -99,7 +99,7 @@ def test_files_of_both_flavours(flavours, tmp_path, name, suffix):
     )
 
 
-@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+@pytest.mark.parametrize("name", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_saved_model_directories(flavours, tmp_path, name):
     import tensorflow as tf
 
@@ -383,7 +383,7 @@ def test_loops_are_refused_in_integer_modes_only(flavours, tmp_path):
     assert unrolled.verification.passed
 
 
-@pytest.mark.parametrize("name", ["keras", "tf_keras"])
+@pytest.mark.parametrize("name", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_token_ids_outside_the_vocabulary_are_the_datas_fault(flavours, tmp_path, name):
     layers = flavours[name].layers
     inputs = flavours[name].Input((6,), dtype="int32")

@@ -87,6 +87,7 @@ def test_int8_stays_dense_since_the_interpreter_refuses_it_sparse(keras, tmp_pat
     assert artifact.verification.passed
 
 
+@pytest.mark.slow
 def test_on_fails_where_nothing_can_be_encoded(keras, tmp_path):
     with pytest.raises(UnsupportedError, match=r"30% zeros .*leave out `sparse='on'`"):
         convert(network(keras, 0.0), tmp_path / "a.tflite", sparse="on")

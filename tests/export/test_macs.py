@@ -68,7 +68,9 @@ def to_tflite(model):
         return read(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "flavour", [keras, pytest.param(tf_keras, marks=pytest.mark.slow)], ids=["keras", "tf_keras"]
+)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_mlperf_tiny_references(flavour, name):
     derived, exact, published_millions = REFERENCES[name]

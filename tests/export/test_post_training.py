@@ -162,8 +162,8 @@ def test_two_inputs_and_a_free_batch(keras, tmp_path):
         ({"conv*": "int4", "conv1": "int8"}, r"'conv1' in .* only layers that others before"),
         ({"conv1": "int5"}, r"unknown quantization 'int5'; supported: none"),
         ("int5", r"unknown quantization 'int5'"),
-        ({}, r"quantize is a mode or a mapping"),
-        (4, r"quantize is a mode or a mapping"),
+        ({}, r"`quantize` is a mode or a mapping"),
+        (4, r"`quantize` is a mode or a mapping"),
     ],
 )
 def test_modes_that_mean_nothing(model, tmp_path, quantize, message):

@@ -98,7 +98,14 @@ def most_values(kernel):
     return max(np.unique(channel[channel != 0]).size for channel in kernel)
 
 
-@pytest.mark.parametrize(("sparse", "per_channel"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("sparse", "per_channel"),
+    [
+        pytest.param(False, False, marks=pytest.mark.slow),
+        (True, False),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_file_has_as_few_values_a_channel_and_every_zero(sparse, per_channel, tmp_path):
     model = clustered(sparse, per_channel)
     before = laid_out(model)

@@ -81,7 +81,13 @@ def most_values(weights):
     return max(np.unique(channel[channel != 0]).size for channel in weights.T)
 
 
-@pytest.mark.parametrize("sparse", [(), ("conv_2", "depthwise", "out")], ids=["CQAT", "PCQAT"])
+@pytest.mark.parametrize(
+    "sparse",
+    [
+        pytest.param((), marks=pytest.mark.slow, id="CQAT"),
+        pytest.param(("conv_2", "depthwise", "out"), id="PCQAT"),
+    ],
+)
 def test_clusters_and_zeros_reach_the_file(sparse, to_int8, caplog):
     """The first kernel has no zeros: TFMOT by itself would then drop those of the others."""
     model = clustered(sparse)
@@ -117,7 +123,8 @@ def test_without_the_callback_tfmot_keeps_the_kernels_that_it_is_said_to(to_int8
     assert max(counted.values()) <= CLUSTERS
 
 
-@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
 def test_clusters_of_channels_are_kept_by_the_callback_alone(kept, to_int8):
     model = clustered(["conv_2"], per_channel=True)
     aware = quantize_aware(model)
