@@ -50,6 +50,11 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     print_text("\nms: median latency of one inference, measured on this machine, 1 thread")
     for stage in report.stages:
         _print_fewer_values(stage.get("kernels", ()))
+        if tables := stage.get("look_up_tables"):
+            print_text(
+                f"note: {tables['file']} needs an arena of {tables['arena_bytes']:,} bytes, "
+                f"{report.result.file} of {tables['plain_arena_bytes']:,} (simulated)"
+            )
     dead = report.dead_channels
     for told in (dead, dead.get("file", {})):
         if told.get("channels_removed"):

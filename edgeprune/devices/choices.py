@@ -12,7 +12,13 @@ from edgeprune.devices import techniques
 from edgeprune.devices.profile import DeviceProfile, Technique
 from edgeprune.devices.refusals import MISREADS, cannot_quantize, check_recipe
 from edgeprune.devices.subject import Subject, subject_of
-from edgeprune.devices.weight_bytes import CLUSTERS, MOST_VALUES, clustered_bytes, int8_bytes
+from edgeprune.devices.weight_bytes import (
+    CLUSTERS,
+    MOST_VALUES,
+    clustered_bytes,
+    int8_bytes,
+    may_be_int8,
+)
 from edgeprune.errors import EdgepruneError, UnsupportedError
 from edgeprune.recipe import Quantize, Recipe
 
@@ -245,13 +251,17 @@ class _Deciding:
             return False, "take no fewer bytes than the weights themselves"
         brings = (
             f"the {'' if self._recipe.structure is None else 'unpruned '}int8 model from "
-            f"{before:,} to {after:,} bytes on {_names(tables)}"
+            f"about {before:,} to about {after:,} bytes on {_names(tables)}"
         )
         if spec is None:
             return False, f"would take {brings}, once [clustering] in the recipe shares weights"
         if find_spec("tflite_micro") is None:
             return False, "tflite-micro is not installed; pip install 'edgeprune[mcu]'"
-        return True, f"take {brings}; where kernels are decoded, in the arena, it needs more"
+        largest = max(kernel.entries for kernel in model.weights() if may_be_int8(kernel))
+        return True, (
+            f"take {brings}; kernels are decoded in the arena, which may need about {largest:,} "
+            "bytes more for the largest"
+        )
 
     @cached_property
     def _sparse_inference(self) -> _SparseInference:

@@ -284,8 +284,8 @@ def test_without_clustering_look_up_tables_are_said_to_be_left_out(chosen):
 @pytest.mark.parametrize(
     ("text", "devices", "value", "reason"),
     [
-        ("", (M4,), True, "take the int8 model from"),
-        ("", (PI, M4), True, "bytes on cortex-m4; where kernels are decoded, in the arena, it"),
+        ("", (M4,), True, "take the int8 model from about "),
+        ("", (PI, M4), True, "bytes on cortex-m4; kernels are decoded in the arena, which"),
         ("[sparsity]\n", (M4,), True, "take the int8 model from"),
         ("", (NPU,), False, "only TFLite Micro reads them"),
         ('[export]\nquantize = "int16x8"\n', (M4,), False, "are for int8 weights"),

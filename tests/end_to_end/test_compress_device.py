@@ -292,6 +292,7 @@ def test_clustered_weights_go_into_look_up_tables_for_a_microcontroller(task, tm
     printed = capsys.readouterr().out
     assert "(result: model.tflite; for TFLite Micro: model.lut.tflite)" in printed
     assert "look_up_tables   yes" in printed
+    assert f"model.lut.tflite needs an arena of {told['arena_bytes']:,} bytes, model" in printed
 
 
 def test_padding_is_rewritten_and_zeros_encoded_for_sparse_inference(tmp_path):
