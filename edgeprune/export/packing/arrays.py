@@ -11,12 +11,15 @@ from edgeprune.export.packing.kinds import KINDS, SCALES, Channels, Kind
 
 # Smaller arrays are left to the compressor of the rest; tables of their own would cost more.
 SMALLEST_BYTES = 32
+# Reading takes memory for each array, however few bytes name it: no real model comes near so many.
+MOST_ARRAYS = 1 << 16
 _OWN_BYTES = 128
 _LARGE_BYTES = 4096
+_IN_BYTE = {"int4": 2, "uint4": 2}
 _WITH_BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Product:
     """A bias's scales: those of the weights times that of the input.
 
@@ -29,7 +32,7 @@ class Product:
     factor_start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """An array in a file.
 
@@ -56,7 +59,7 @@ class Span:
 
 
 def find_arrays(model: TfliteModel) -> list[Span]:
-    """List the arrays worth coding in ascending order, without overlap."""
+    """List the arrays worth coding in ascending order, without overlap; the largest of too many."""
     products = {
         start_of(model, scales): Product(start_of(model, weights), start_of(model, factor))
         for scales, weights, factor in _products(model)
@@ -71,6 +74,9 @@ def find_arrays(model: TfliteModel) -> list[Span]:
         # A file may point at the same bytes in several ways; the first is taken.
         if not spans or span.start >= spans[-1].end:
             spans.append(span)
+    if len(spans) > MOST_ARRAYS:
+        largest = sorted(spans, key=lambda span: span.start - span.end)[:MOST_ARRAYS]
+        spans = sorted(largest, key=lambda span: span.start)
     return _computable(spans)
 
 
@@ -104,11 +110,16 @@ def _kind(dtype: str) -> Kind | None:
 
 
 def _channels(tensor: Tensor, number: int) -> Channels:
-    """Return the ways in which a tensor's numbers fall into channels: by its first or last axis."""
+    """Return the ways in which a tensor's numbers fall into channels: by its first or last axis.
+
+    int4 tensors have two weights a byte; the bytes of one channel, or of two neighbours, are alike.
+    """
     shape = tensor.shape
-    if tensor.sparsity is not None or number != tensor.entries:
+    in_byte = _IN_BYTE.get(tensor.dtype, 1)
+    if tensor.sparsity is not None or number * in_byte != tensor.entries:
         return ()
-    return ((shape[0], number // shape[0]), (shape[-1], 1))
+    first, last = (shape[0], number // shape[0]), (shape[-1] // in_byte, 1)
+    return tuple(way for way in (first, last) if way[0] * way[1] and not number % (way[0] * way[1]))
 
 
 def _products(model: TfliteModel) -> Iterator[tuple[Array, Array, Array]]:

@@ -17,7 +17,7 @@ from edgeprune.export.packing import coder as coding
 from edgeprune.export.packing.classes import code_bytes
 from edgeprune.export.packing.coder import Array, Coder, Encoder, histogram
 from edgeprune.export.packing.kinds import SIGNED_BYTES, Channels, Kind
-from edgeprune.export.packing.scaled import MOST_ENTRIES, find_scaled, pairs, products
+from edgeprune.export.packing.scaled import MOST_ENTRIES, Pairs, find_scaled
 from edgeprune.export.packing.tables import best_table, table_bits
 
 _DICTIONARY = 256
@@ -122,17 +122,16 @@ def _code_scaled(
     ranks = code_bytes(coder, number, None if scaled is None else scaled.ranks, ways)
     if ranks.max() >= size:
         raise InputError("a dictionary of its weights is damaged")
-    keys, occurring = pairs(ranks, rows, run, size)
-    foreseen = products(values.view(kind.float), factors.view(kind.float), occurring, kind)
-    entries = np.zeros(rows * size, kind.bits)
+    pairs = Pairs(ranks, rows, run, size)
+    found = pairs.products(values.view(kind.float), factors.view(kind.float), kind)
     off = None
     if bits is not None:
-        entries[keys] = bits
-        if (entries[keys] != bits).any():  # two of a channel's numbers share a value
+        stood_for = pairs.of_numbers(bits)
+        if (pairs.numbers(stood_for) != bits).any():  # two of a channel's numbers share a value
             raise _NoWayError
-        off = entries[occurring] - foreseen
-    entries[occurring] = foreseen + _code_integers(coder, kind, occurring.size, off, ())
-    return entries[keys]
+        off = stood_for - found
+    found += _code_integers(coder, kind, pairs.number, off, ())
+    return pairs.numbers(found)
 
 
 class _NoWayError(Exception):
@@ -169,7 +168,9 @@ def _code_floats(
     low = mantissa - taken
     tops = code_bytes(coder, number, None if head is None else head.tops, channels)
     zero = tops == 0
-    found: Array = (tops.astype(kind.bits) + unsigned(base - 1 & _largest(kind))) << unsigned(low)
+    found: Array = tops.astype(kind.bits)
+    found += unsigned(base - 1 & _largest(kind))
+    found <<= unsigned(low)
     found &= unsigned(_largest(kind))
     found[zero] = 0
     for members, width in ((zero, mantissa), (~zero, low)):
@@ -239,7 +240,9 @@ def _code_rests(coder: Coder, kind: Kind, number: int, rests: Array | None, mant
     width = mantissa - common
     if width:
         own = None if rests is None else rests >> shift
-        found |= _code_bits(coder, kind, number, width, own) << shift
+        mantissas = _code_bits(coder, kind, number, width, own)
+        mantissas <<= shift
+        found |= mantissas
     return found
 
 
@@ -263,9 +266,14 @@ def _code_integers(
         first = unsigned(1 << length - 1)
         own = None if folded is None else folded[members] ^ first
         size = int(np.count_nonzero(members))
-        found[members] = _code_bits(coder, kind, size, length - 1, own) | first
-    unfolded: Array = (found >> one) ^ (unsigned(0) - (found & one))
-    return unfolded
+        part = _code_bits(coder, kind, size, length - 1, own)
+        part |= first
+        found[members] = part
+    signs = found & one
+    np.negative(signs, out=signs)
+    found >>= one
+    found ^= signs
+    return found
 
 
 def _lengths(numbers: Array, width: int) -> Array:

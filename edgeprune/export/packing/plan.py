@@ -1,14 +1,15 @@
 """The list of arrays that were taken out of a file, in varints.
 
-First how many there are. Then for each: how many bytes lie between it and the one before, its kind
-and role in one number, and how many numbers it has; and if it is computed, where the weights'
-scales come in the list and where the factor lies in the file, both relative to itself.
+First how many there are, at most `MOST_ARRAYS`. Then for each: how many bytes lie between it and
+the one before, its kind and role in one number, and how many numbers it has; and if it is computed,
+where the weights' scales come in the list and where the factor lies in the file, both relative to
+itself.
 """
 
 from dataclasses import replace
 
 from edgeprune.errors import InputError
-from edgeprune.export.packing.arrays import SMALLEST_BYTES, Product, Span
+from edgeprune.export.packing.arrays import MOST_ARRAYS, SMALLEST_BYTES, Product, Span
 from edgeprune.export.packing.kinds import KINDS, SCALES
 
 _OWN, _SHARED, _COMPUTED = range(3)
@@ -91,10 +92,13 @@ def read_plan(content: bytes, content_bytes: int) -> tuple[list[Span], int]:
       InputError: there is no such plan of such a file.
     """
     varints = Varints(content, 0)
+    number_of_arrays = varints.next()
+    if number_of_arrays > MOST_ARRAYS:
+        raise InputError(f"it is damaged: it lists {number_of_arrays} arrays, over {MOST_ARRAYS}")
     spans: list[Span] = []
     computed: list[tuple[int, int, int]] = []
     end = 0
-    for place in range(varints.next()):
+    for place in range(number_of_arrays):
         start = end + varints.next()
         index, role = divmod(varints.next(), _ROLES)
         number = varints.next()

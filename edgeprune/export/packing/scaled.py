@@ -6,6 +6,7 @@ one channel are stored for all, with each channel's factor, and by how many unit
 a product of the two is off.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ MOST_VALUES = 254
 # Places for each value in each channel, by how many numbers there are: what unpacking takes.
 MOST_ENTRIES = 4
 _MOST_IN_CHANNEL = 128
+_AT_ONCE = 1 << 20  # pairs
 _TRIED_CHANNELS = 8
 # How far products may be off, relative to what rounding makes of one number.
 _TOLERANCE = 8
@@ -41,25 +43,73 @@ class Scaled:
     ranks: Array
 
 
-def pairs(ranks: Array, channels: int, run: int, values: int) -> tuple[Array, Array]:
-    """List which values occur in which channel.
+class Pairs:
+    """Which values occur in which channel, and the numbers that those pairs stand for.
 
-    Returns:
-      (channels, values) of int64, the place of each pair in the list, where it occurs; and the
-      occurring pairs themselves, channel * values + value.
+    A few channels at a time are worked on: places take more memory than the numbers themselves.
+
+    Attributes:
+      occurring: (channels, values) of bool.
+      number: how many pairs occur.
     """
-    keys = ranks.reshape(-1, channels, run) + (np.arange(channels) * values)[:, None]
-    occurring = np.zeros(channels * values, bool)
-    occurring[keys.reshape(-1)] = True
-    return keys.reshape(-1), np.flatnonzero(occurring)
 
+    def __init__(self, ranks: Array, channels: int, run: int, values: int) -> None:
+        self._ranks = ranks.reshape(-1, channels, run)
+        self.occurring = np.zeros((channels, values), bool)
+        for members in self._parts():
+            self.occurring[members].reshape(-1)[self._places(members)] = True
+        self.number = int(np.count_nonzero(self.occurring))
 
-def products(values: Array, factors: Array, occurring: Array, kind: Kind) -> Array:
-    """Return the bits of value times factor, for each pair that occurs."""
-    channel, value = np.divmod(occurring, values.size)
-    with np.errstate(all="ignore"):
-        found: Array = (values[value] * factors[channel]).view(kind.bits)
-    return found
+    def products(self, values: Array, factors: Array, kind: Kind) -> Array:
+        """Return the bits of value times factor, for each pair that occurs."""
+        found = np.empty(self.number, kind.bits)
+        end = 0
+        for members in self._parts():
+            channel, value = np.nonzero(self.occurring[members])
+            with np.errstate(all="ignore"):
+                part = values[value] * factors[members][channel]
+            found[end : end + part.size] = part.view(kind.bits)
+            end += part.size
+        return found
+
+    def of_numbers(self, bits: Array) -> Array:
+        """Return the bits that each pair stands for, given those of all numbers."""
+        found = np.empty(self.number, bits.dtype)
+        end = 0
+        for members in self._parts():
+            occurring = self.occurring[members]
+            entries = np.zeros(occurring.size, bits.dtype)
+            entries[self._places(members)] = bits.reshape(self._ranks.shape)[:, members]
+            part = entries[occurring.reshape(-1)]
+            found[end : end + part.size] = part
+            end += part.size
+        return found
+
+    def numbers(self, bits: Array) -> Array:
+        """Return the bits of all numbers, given those that each pair stands for."""
+        found = np.empty(self._ranks.shape, bits.dtype)
+        end = 0
+        for members in self._parts():
+            occurring = self.occurring[members]
+            entries = np.zeros(occurring.size, bits.dtype)
+            size = int(np.count_nonzero(occurring))
+            entries[occurring.reshape(-1)] = bits[end : end + size]
+            found[:, members] = entries[self._places(members)]
+            end += size
+        return found.reshape(-1)
+
+    def _parts(self) -> Iterator[slice]:
+        channels, values = self.occurring.shape
+        at_once = max(1, _AT_ONCE // values)
+        for start in range(0, channels, at_once):
+            yield slice(start, min(start + at_once, channels))
+
+    def _places(self, members: slice) -> Array:
+        """Return each number's place among the pairs of its channels."""
+        ranks = self._ranks[:, members]
+        first = np.arange(ranks.shape[1], dtype=np.int32) * np.int32(self.occurring.shape[1])
+        places: Array = ranks + first[:, None]
+        return places
 
 
 def find_scaled(bits: Array, kind: Kind, channels: Channels) -> Scaled | None:
