@@ -15,6 +15,8 @@ ACCURACY = "accuracy"
 R2 = "R2"
 AGREEMENT = "arg max agreement"
 ERROR = "output error"
+# On fewer samples than this, one of them alone is a drop of 0.01.
+_FEW = 100
 _SCORES = {"accuracy": ACCURACY, "mean squared error": R2}
 
 
@@ -87,3 +89,15 @@ class Yardstick:
             return figure
         spread = float(np.var(self.targets.astype(np.float64)))
         return 1 - figure / spread if spread else -figure
+
+
+def few_samples(drop_of: str, samples: int) -> list[str]:
+    """Return a note, if what was measured on so many samples is coarse.
+
+    Args:
+      drop_of: what drops: `Yardstick.name`.
+      samples: that it was measured on.
+    """
+    if drop_of not in (ACCURACY, AGREEMENT) or samples >= _FEW:
+        return []
+    return [f"note: one sample is a drop of {1 / samples:.3f}; more tell more"]

@@ -36,3 +36,8 @@ def listed(names: Sequence[str]) -> str:
     """Write names one after the other for a message, only the first of very many."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def counted(number: int, what: str) -> str:
+    """Write how many there are of something: ``1 sample``, ``1,024 samples``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -21,7 +21,7 @@ from edgeprune.devices import tflm
 from edgeprune.devices.process import Ended
 from edgeprune.devices.rows import ending
 from edgeprune.devices.weight_bytes import MOST_VALUES, TABLE_OVERHEAD_BYTES, table_bits
-from edgeprune.errors import InputError, UnsupportedError, VerificationError, listed
+from edgeprune.errors import InputError, UnsupportedError, VerificationError, counted, listed
 from edgeprune.export.artifact import record_path
 from edgeprune.export.graph import Subgraph, Tensor, TfliteModel
 from edgeprune.export.layer_names import Layers
@@ -111,8 +111,8 @@ class LookUpTables:
                 *stay,
                 f"arena: {self.plain_arena_bytes:,} -> {self.arena_bytes:,} bytes, where kernels "
                 "are decoded (simulated)",
-                f"outputs equal to the plain file's, bit for bit, on {self.samples} samples in "
-                "TFLite Micro, which alone runs it",
+                "outputs equal to the plain file's, bit for bit, on "
+                f"{counted(self.samples, 'sample')} in TFLite Micro, which alone runs it",
             ]
         )
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeprune.errors import counted
 from edgeprune.export.candidates import (
     CANDIDATE_COLUMNS,
     Candidate,
@@ -39,7 +40,7 @@ class Verification:
     @property
     def on(self) -> str:
         """What both ran on, in words."""
-        return f"{self.samples} {'random ' * self.random}sample{'s' * (self.samples != 1)}"
+        return counted(self.samples, f"{'random ' * self.random}sample")
 
     def __str__(self) -> str:
         agreement = (

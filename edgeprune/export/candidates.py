@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
-from edgeprune.drop import ACCURACY, AGREEMENT, ERROR
+from edgeprune.drop import AGREEMENT, ERROR, few_samples
+from edgeprune.errors import counted
 from edgeprune.report.table import Cell, Column
 
-# On fewer samples than this, one of them alone is a drop of 0.01.
-_FEW = 100
 _REASON_PLACES = 72
 CANDIDATE_COLUMNS = (
     Column("mode"),
@@ -71,7 +70,7 @@ def candidate_notes(candidates: Sequence[Candidate]) -> list[str]:
         AGREEMENT: "fraction of samples whose arg max is another than the Keras model's",
         ERROR: "rms change of the outputs, in their standard deviations",
     }.get(first.drop_of, f"{first.drop_of} lost against the Keras model")
-    lines = [f"drop: {what}, on {first.measured_on} samples that nothing was calibrated on"]
-    if first.drop_of in (ACCURACY, AGREEMENT) and first.measured_on < _FEW:
-        lines.append(f"note: one sample is a drop of {1 / first.measured_on:.3f}; more tell more")
-    return lines
+    lines = [
+        f"drop: {what}, on {counted(first.measured_on, 'sample')} that nothing was calibrated on"
+    ]
+    return [*lines, *few_samples(first.drop_of, first.measured_on)]

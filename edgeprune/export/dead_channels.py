@@ -5,6 +5,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgeprune.errors import counted
 from edgeprune.export import tflite
 from edgeprune.export.cleanup.channels import Channels
 from edgeprune.export.cleanup.removal import Removal, find_removal
@@ -110,7 +111,8 @@ class CleanUp:
         if self.channels_removed or self.layers:
             lines.append(_summary(self))
         lines += [
-            f"{entry.channels} constant channels of '{entry.layer}' stay: {entry.reason}"
+            f"{counted(entry.channels, 'constant channel')} of '{entry.layer}' "
+            f"{'stays' if entry.channels == 1 else 'stay'}: {entry.reason}"
             if entry.layer
             else f"dead channels were not looked for: {entry.reason}"
             for entry in self.refused
@@ -127,9 +129,9 @@ def _summary(cleanup: CleanUp) -> str:
         else f", {cleanup.macs_before:,} -> {cleanup.macs_after:,} MACs"
     )
     return (
-        f"{cleanup.channels_removed} dead channels removed: {cleanup.weights_before:,} -> "
-        f"{cleanup.weights_after:,} weights{macs}, {format_bytes(cleanup.bytes_before)} -> "
-        f"{format_bytes(cleanup.bytes_after)}"
+        f"{counted(cleanup.channels_removed, 'dead channel')} removed: "
+        f"{cleanup.weights_before:,} -> {cleanup.weights_after:,} weights{macs}, "
+        f"{format_bytes(cleanup.bytes_before)} -> {format_bytes(cleanup.bytes_after)}"
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeprune.errors import counted
 from edgeprune.report.plots import INK, check_plot, figure_of, short
 from edgeprune.sensitivity.measure import Sensitivity
 
@@ -71,4 +72,4 @@ def plot_sensitivity(found: Sensitivity, path: Path) -> None:
         axes.tick_params(which="both", length=0)
         for side in axes.spines.values():
             side.set_visible(False)
-        axes.set_xlabel(f"on {found.samples} samples")
+        axes.set_xlabel(f"on {counted(found.samples, 'sample')}")

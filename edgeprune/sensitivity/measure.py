@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgeprune import models
-from edgeprune.drop import ACCURACY, AGREEMENT, ERROR, Yardstick
-from edgeprune.errors import InputError
+from edgeprune.drop import ACCURACY, AGREEMENT, ERROR, Yardstick, few_samples
+from edgeprune.errors import InputError, counted
 from edgeprune.report.table import Column, render
 from edgeprune.sensitivity.changes import CHANGES, Change
 from edgeprune.sensitivity.trial import Array, Progress, Trial, check_weights, judge_each
@@ -106,10 +106,14 @@ class Sensitivity:
         """Say what the figures are."""
         what = _DROPS.get(self.drop_of, f"{self.drop_of} lost against the unchanged model")
         own = f" ({self.score:.4f})" if self.drop_of not in _DROPS else ""
-        note = f"drop: {what}{own}, with that layer alone changed, on {self.samples} samples"
-        if self.drop_of in (ACCURACY, AGREEMENT):
+        note = (
+            f"drop: {what}{own}, with that layer alone changed, on "
+            f"{counted(self.samples, 'sample')}"
+        )
+        few = few_samples(self.drop_of, self.samples)
+        if self.drop_of in (ACCURACY, AGREEMENT) and not few:
             note += f"; one sample is {1 / self.samples:.4f}"
-        return note
+        return "\n".join([note, *few])
 
     def __str__(self) -> str:
         return f"{render(self.columns, self.rows())}\n\n{self.summary()}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import UnsupportedError
+from edgeprune.errors import UnsupportedError, counted
 from edgeprune.keras_macs import keras_macs
 from edgeprune.models import layers
 from edgeprune.rebuild import copied, copy_weights, rebuild
@@ -83,11 +83,11 @@ class CleanUp:
     def __str__(self) -> str:
         if not self.layers:
             return "no dead channels"
-        counted = f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
+        told = f"parameters {self.parameters_before:,} -> {self.parameters_after:,}"
         if self.macs_before is not None and self.macs_after is not None:
-            counted += f", MACs {self.macs_before:,} -> {self.macs_after:,}"
-        of = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
-        return f"{self.channels_removed:,} dead channels removed from {of}: {counted}"
+            told += f", MACs {self.macs_before:,} -> {self.macs_after:,}"
+        removed = counted(self.channels_removed, "dead channel")
+        return f"{removed} removed from {counted(len(self.layers), 'layer')}: {told}"
 
 
 def _macs(model: Any) -> int | None:

@@ -259,6 +259,20 @@ def files(keras, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("drop_of", "samples", "told"),
+    [
+        ("accuracy", 1, ["on 1 sample", "note: one sample is a drop of 1.000; more tell more"]),
+        ("accuracy", 99, ["on 99 samples", "note: one sample is a drop of 0.010; more tell more"]),
+        ("accuracy", 1024, ["on 1,024 samples; one sample is 0.0010"]),
+        ("R2", 1, ["on 1 sample"]),
+    ],
+)
+def test_few_samples_are_warned_of(drop_of, samples, told):
+    first, *notes = Sensitivity(drop_of, 0.5, samples, ()).summary().splitlines()
+    assert [first.partition("changed, ")[2], *notes] == told
+
+
 def test_the_command_prints_a_table_or_json(files):
     before = (files / "m.keras").read_bytes()
     asked = ["inspect", "m.keras", "--sensitivity", "--data", "d.npz"]

@@ -62,7 +62,7 @@ def test_a_bias_takes_over_what_a_zero_kernel_gave():
     np.testing.assert_array_equal(smaller.get_layer("last").bias, [1 + 5 * 3])
     assert (report.parameters_before, report.parameters_after) == (9, 5)
     assert (report.macs_before, report.macs_after) == (6, 3)
-    assert str(report) == "1 dead channels removed from 1 layer: parameters 9 -> 5, MACs 6 -> 3"
+    assert str(report) == "1 dead channel removed from 1 layer: parameters 9 -> 5, MACs 6 -> 3"
     assert report.to_dict()["layers"] == [
         {"layer": "first", "channels_before": 2, "channels_after": 1}
     ]

@@ -67,7 +67,7 @@ def test_a_constant_moves_into_the_bias_of_what_reads_it(keras, lite, run_everyw
     assert (report.weights_before, report.weights_after) == (12, 8)
     assert (report.macs_before, report.macs_after) == (16 * 12, 16 * 8)
     assert (report.bytes_before, report.bytes_after) == (len(content), len(cleaned))
-    assert str(report).startswith("1 dead channels removed: 12 -> 8 weights, 192 -> 128 MACs")
+    assert str(report).startswith("1 dead channel removed: 12 -> 8 weights, 192 -> 128 MACs")
     assert report.to_dict()["layers"][0]["channels_after"] == 2
     assert_same(run_everywhere, content, cleaned)
 
