@@ -23,7 +23,7 @@ class KernelValues:
       distinct: values in the whole kernel.
       distinct_in_channel: values in the output channel that has most of them. An int8 file has a
         scale for each channel, so this is the count that it keeps.
-      most_in_channel: weights that are not zero in the output channel that has most of them.
+      nonzero_in_channel: weights that are not zero in the output channel that has most of them.
     """
 
     name: str
@@ -31,13 +31,13 @@ class KernelValues:
     zeros: int
     distinct: int
     distinct_in_channel: int
-    most_in_channel: int
+    nonzero_in_channel: int
 
     @property
     def clustered(self) -> bool:
         """Whether weights share values, in the kernel or in channels, as they do not by chance."""
         return _few(self.distinct, self.size - self.zeros) or _few(
-            self.distinct_in_channel, self.most_in_channel
+            self.distinct_in_channel, self.nonzero_in_channel
         )
 
 
@@ -57,7 +57,7 @@ def values_of(kernel: models.Kernel) -> KernelValues:
         zeros=weights.size - members.size,
         distinct=np.unique(ordered[first]).size,
         distinct_in_channel=int(np.bincount(within[first]).max(initial=0)),
-        most_in_channel=int(np.bincount(channels).max(initial=0)),
+        nonzero_in_channel=int(np.bincount(channels).max(initial=0)),
     )
 
 

@@ -21,7 +21,7 @@ def test_values_of_a_small_kernel():
     # Columns are channels: three values; one value and two zeros; two values.
     found = values_of(kernel([[1, 0, 5], [2, 1, 6], [3, 0, 6]], (1,)))
     assert found == KernelValues(
-        "layer/kernel", size=9, zeros=2, distinct=5, distinct_in_channel=3, most_in_channel=3
+        "layer/kernel", size=9, zeros=2, distinct=5, distinct_in_channel=3, nonzero_in_channel=3
     )
 
 
@@ -47,7 +47,7 @@ def test_counts_are_those_of_a_loop(weights, axes):
     assert found.zeros == weights.size - sum(map(len, channels.values()))
     assert found.distinct == len({one for values in channels.values() for one in values})
     assert found.distinct_in_channel == max((len(set(v)) for v in channels.values()), default=0)
-    assert found.most_in_channel == max(map(len, channels.values()), default=0)
+    assert found.nonzero_in_channel == max(map(len, channels.values()), default=0)
 
 
 rng = np.random.default_rng(0)
