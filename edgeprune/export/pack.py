@@ -15,7 +15,7 @@ from edgeprune.export.tflite import read
 from edgeprune.files import atomic_path, check_target
 from edgeprune.report.table import format_bytes
 
-# Unpacking takes memory for a few times the file: what is longer has to be asked for.
+# Unpacking takes memory for several times the file: what is longer has to be asked for.
 MAX_BYTES = 1 << 30
 _IDENTIFIER = slice(4, 8)
 
@@ -148,8 +148,8 @@ def unpack(
     Args:
       path: the packed file.
       output: the .tflite file to write.
-      max_bytes: the longest .tflite file to make; memory stays within 10 times that, and mostly
-        within 4, beside what loading the program takes.
+      max_bytes: the longest .tflite file to make; memory stays within about 10 times that,
+        however the packed file is made; of most models 3 to 7 times their size.
 
     Raises:
       InputError: no such file, not a packed file, of another version, longer than `max_bytes`, or

@@ -124,6 +124,7 @@ def _code_scaled(
         raise InputError("a dictionary of its weights is damaged")
     pairs = Pairs(ranks, rows, run, size)
     found = pairs.products(values.view(kind.float), factors.view(kind.float), kind)
+    del factors  # as many as numbers, at worst
     off = None
     if bits is not None:
         stood_for = pairs.of_numbers(bits)
