@@ -78,6 +78,20 @@ def with_tables(folder: Path, row: Row) -> tuple[list[Row], dict[str, Any]]:
     }
 
 
+def channel_values(path: Path) -> dict[str, int]:
+    """Return how many values there are, zero among them, in a channel of each layer of a file.
+
+    In the channel with most; of layers whose kernel has few. `inspect` counts them.
+
+    Args:
+      path: of the .tflite file.
+    """
+    from edgeprune.export.inspect import inspect
+
+    layers = inspect(path).layers
+    return {one.name: one.distinct_in_channel for one in layers if one.distinct_in_channel}
+
+
 @dataclass(frozen=True)
 class CompressionReport:
     """Before and after, side by side.
@@ -89,7 +103,8 @@ class CompressionReport:
         macs file``; where channels left, ``groups refused``; where weights were clustered,
         ``kernels``: see `edgeprune.quantization.clustering.KernelClusters`; where they trained on
         the int8 grid, ``kernel_values``: see `edgeprune.quantization.kernel_values.KernelValues`;
-        where asked for, ``look_up_tables``.
+        where weights were clustered, ``distinct_in_channel`` of each layer of the .tflite, see
+        `channel_values`; where asked for, ``look_up_tables``.
       device_choices: what the devices named chose of the recipe; none without devices.
       devices: what the .tflite files do on each of them.
     """

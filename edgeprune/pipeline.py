@@ -15,7 +15,7 @@ import numpy as np
 from edgeprune.data import Dataset
 from edgeprune.files import atomic_path, make_folder
 from edgeprune.models import kernels, load_model, save_model
-from edgeprune.outcome import RESULT, TABLES, CompressionReport, Row, with_tables
+from edgeprune.outcome import RESULT, TABLES, CompressionReport, Row, channel_values, with_tables
 from edgeprune.recipe import ClusteringSpec, Recipe, StructureSpec, load_stated
 from edgeprune.runs import RUN_FILE, RunFolder, identity_of, opened
 from edgeprune.samples import evenly_spaced
@@ -312,9 +312,11 @@ class _Run:
         name = " ".join(word for word, said in words.items() if said) or "float"
         model = self._latest()
         row = self._tflite_row(name, model, RESULT, spec.quantize, spec.sparse)
-        if not spec.look_up_tables:
-            return [row]
-        tables, self.details = with_tables(self.folder.path, row)
+        tables, self.details = (
+            with_tables(self.folder.path, row) if spec.look_up_tables else ([], {})
+        )
+        if recipe.clustering is not None:
+            self.details["distinct_in_channel"] = channel_values(self.folder.path / RESULT)
         return [row, *tables]
 
     def _benchmark(self) -> list[Row]:

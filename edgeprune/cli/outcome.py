@@ -19,6 +19,7 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     if as_json:
         click.echo(report.to_json())
         return
+    from edgeprune.errors import listed
     from edgeprune.report.table import Column, print_table
 
     columns = [
@@ -50,6 +51,12 @@ def print_outcome(report: "CompressionReport", as_json: bool) -> None:
     print_text("\nms: median latency of one inference, measured on this machine, 1 thread")
     for stage in report.stages:
         _print_fewer_values(stage.get("kernels", ()))
+        if counts := stage.get("distinct_in_channel"):
+            layers = listed([f"{name} {count}" for name, count in counts.items()])
+            print_text(
+                f"note: {report.result.file} has at most so many values, zero among them, in an "
+                f"output channel: {layers}"
+            )
         if tables := stage.get("look_up_tables"):
             print_text(
                 f"note: {tables['file']} needs an arena of {tables['arena_bytes']:,} bytes, "

@@ -132,6 +132,10 @@ def test_the_int8_file_has_as_few_values_in_each_channel(whole):
                 most[kernel.shape] = max(map(values, channels))
     assert len(most) == 3
     assert max(most.values()) <= CLUSTERS
+    told = whole.stages[3]["distinct_in_channel"]
+    assert set(told) == {"stem", "depth", "point", "head"}
+    # Zero is a value there.
+    assert max(told[name] for name in ("stem", "point", "head")) <= CLUSTERS + 1 < told["depth"]
     control = tflite.read(whole.output / "baseline-int8.tflite").subgraphs[0]
     (stem, *_) = (k for op in control.operators for k in control.kernels(op))
     assert max(map(values, stem.data.reshape(8, -1))) > CLUSTERS
