@@ -101,6 +101,13 @@ def _print_devices(report: "CompressionReport") -> None:
     for note in measured.notes:
         print_text(f"note: {note}")
     for entry in report.devices:
+        for row in entry.results:
+            if row.model == report.result.file and (encoded := row.details.get("weights")):
+                print_text(
+                    f"note: {entry.device}: Vela encodes the {encoded['original_bytes']:,} bytes "
+                    f"of weights in {encoded['encoded_bytes']:,}; gzip makes "
+                    f"{report.result.gzip_bytes:,} of the file's {report.result.bytes:,}"
+                )
         if entry.verdict:
             print_text(f"{entry.device}: {entry.verdict}")
 

@@ -165,6 +165,13 @@ def test_the_command_prints_choices_and_results(task, whole):
     assert rows[3][:2] == ["quantize", "int8"]
     assert rows[3][2].startswith("smaller, and faster on cortex-m4, small, ethos-u55-128, rasp")
     assert "cortex-m4: simulated with tflite-micro" in ran.stdout
+    npu = next(entry for entry in whole.devices if entry.device == NPU).results[-1]
+    weights = npu.details["weights"]
+    assert weights["original_bytes"] == 12 * 32 + 32 * 3
+    assert (
+        f"ethos-u55-128: Vela encodes the 480 bytes of weights in {weights['encoded_bytes']:,}; "
+        f"gzip makes {whole.rows[-1].gzip_bytes:,} of the file's {whole.rows[-1].bytes:,}\n"
+    ) in ran.stdout
     assert "ethos-u55-128: predicted with ethos-u-vela" in ran.stdout
     assert "cortex-m4: the result fits: flash" in ran.stdout
     assert "small: the result does not fit: flash" in ran.stdout
