@@ -75,6 +75,8 @@ class LookUpTables:
       samples: random inputs that both ran on in TFLite Micro.
       runtime_version: of tflite-micro.
       kernels: all, in the order of the file.
+      made_by: ``layers``, names of the Keras model's, where the plain file's record has them; by
+        these `inspect` names the rows of this file, too.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class LookUpTables:
     samples: int
     runtime_version: str
     kernels: tuple[TableKernel, ...]
+    made_by: dict[str, Any]
 
     def to_json(self) -> str:
         """Return all of it as one JSON document."""
@@ -185,6 +188,7 @@ def look_up_tables(
         samples=samples,
         runtime_version=installed,
         kernels=tuple(chosen.values()),
+        made_by={"layers": sorted(Layers(path, graph).known)},
     )
     with atomic_paths(target, record_path(target)) as (temporary, temporary_record):
         temporary.write_bytes(content)

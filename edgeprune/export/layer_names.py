@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeprune.export.artifact import record_path
 from edgeprune.export.graph import Operator, Subgraph, TfliteModel
+from edgeprune.export.micro import kernels_in_tables
 from edgeprune.files import sha256
 
 # The operations, as TensorFlow names them, that layers with a kernel compute with.
@@ -99,7 +100,7 @@ def _paths(graph: Subgraph, operator: Operator) -> Iterator[str]:
 
     What the converter fuses is joined by semicolons.
     """
-    for kernel in graph.kernels(operator):
+    for kernel in (*graph.kernels(operator), *kernels_in_tables(graph, operator)):
         yield from kernel.name.split(";")
     for index in operator.outputs:
         if index >= 0:

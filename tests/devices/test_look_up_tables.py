@@ -129,7 +129,8 @@ def test_inspect_counts_weights_in_tables_by_their_shapes_alone(folder, made):
     for name in ("parameters", "macs"):
         assert getattr(found, name) == getattr(plain, name)
     for row, expected in zip(found.layers, plain.layers, strict=True):
-        assert (row.shape, row.dtype) == (expected.shape, expected.dtype)
+        same = (expected.name, expected.shape, expected.dtype)
+        assert (row.name, row.shape, row.dtype) == same
         assert row.parameters == expected.parameters
         assert row.sparsity is row.distinct_values is None
     assert found.sparsity is found.sparse_encoded_bytes is found.entropy_bytes is None
