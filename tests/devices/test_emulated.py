@@ -374,4 +374,4 @@ def test_the_doctor_makes_the_sandbox_unless_it_is_there(device, arm64_sandbox, 
     (tmp_path / "taken").write_text("not a sandbox")
     (refused,) = set_up(replace(device, reach=EmulatedReach(sandbox=str(tmp_path))))
     assert not refused.ok
-    assert refused.mend
+    assert "remove it, or name another folder" in refused.found
