@@ -12,7 +12,7 @@ class Check:
       ok: whether it is as it should be.
       needed: whether edgeprune cannot work without it.
       found: what was found, in words.
-      mend: what to do; empty where nothing is to be done.
+      mend: what to do; empty where nothing is to be done, or where `found` says it.
     """
 
     name: str
