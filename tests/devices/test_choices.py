@@ -315,7 +315,8 @@ def test_every_preset_that_clusters_takes_look_up_tables(models, preset):
 def test_indices_are_as_long_as_the_values_need(chosen, clusters, bits):
     why = chosen("never eligible", f"[clustering]\nclusters = {clusters}", M4)[1]
     words = why["look_up_tables"].reason.split()
-    before, after = (int(word.replace(",", "")) for word in words if word[0].isdigit())
+    before, after, arena = (int(word.replace(",", "")) for word in words if word[0].isdigit())
+    assert arena == 64 * 64  # of the largest kernel, decoded
     assert before - after == 64 * 64 - (64 * 64 * bits // 8 + 64 * clusters)
 
 

@@ -93,7 +93,8 @@ def converted(keras, name, mode, statistics=False):
 
 @pytest.mark.parametrize(
     ("name", "mode", "statistics"),
-    [("ds_cnn", mode, trained) for mode in MODES for trained in (False, True)]
+    [("ds_cnn", mode, True) for mode in MODES]
+    + [pytest.param("ds_cnn", mode, False, marks=pytest.mark.slow) for mode in MODES]
     + [("autoencoder", mode, True) for mode in MODES]
     + [("resnet8", mode, trained) for mode in ("none", "int8") for trained in (False, True)]
     + [(name, mode, False) for name in ("transformer", "segmenter") for mode in ("none", "int8")]

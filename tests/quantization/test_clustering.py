@@ -207,7 +207,7 @@ def every_kind(k):
     )
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("per_channel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_kind_of_kernel(k, per_channel):
     model = every_kind(k)
     model.compile(k.optimizers.Adam(0.01, use_ema=True), "mse")

@@ -306,6 +306,7 @@ def test_a_kernel_that_cannot_reach_its_target_is_told(k):
     assert (other.zeros, other.reached) == (6, True)
 
 
+@pytest.mark.slow
 def test_a_model_saved_midway_loads_where_edgeprune_cannot(k, compiled, data, tmp_path):
     path = tmp_path / "midway.keras"
     model = compiled()
