@@ -19,18 +19,9 @@ def pack(model: Path, output: Path, compare: bool, as_json: bool) -> None:
     Weights are entropy-coded, the rest is compressed. `edgeprune unpack` gives the model back byte
     for byte.
     """
-    from dataclasses import replace
-
-    from edgeprune.export.micro import all_in_tables
     from edgeprune.export.pack import pack as run
-    from edgeprune.export.tflite import read
 
     packed = run(model, output, compare=compare)
-    # There is a note where its structure cannot be read.
-    if not packed.notes and (tables := all_in_tables(read(model))):
-        weights = packed.weights + sum(tensor.entries for tensor in tables.values())
-        bits = 8 * packed.bytes_after / weights
-        packed = replace(packed, weights=weights, bits_per_weight=bits)
     if as_json:
         click.echo(packed.to_json())
     else:

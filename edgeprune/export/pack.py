@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ArgumentError, EdgepruneError, InputError
+from edgeprune.export.micro import all_in_tables
 from edgeprune.export.packing import container
 from edgeprune.export.packing.arrays import find_arrays
 from edgeprune.export.tflite import read
@@ -116,7 +117,8 @@ def pack(
     try:
         model = read(content)
         spans = find_arrays(model)
-        weights = sum(tensor.entries for tensor in model.weights())
+        in_tables = all_in_tables(model).values()
+        weights = sum(tensor.entries for tensor in (*model.weights(), *in_tables))
     except InputError as error:
         spans, weights = [], 0
         notes = (f"its weights could not be found, so it was packed as mere bytes: {error}",)
